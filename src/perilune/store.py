@@ -1,0 +1,450 @@
+"""Durable small tables on SQLite, and the lock that gives a HOME one owner.
+
+`Store` is one database file with one writer thread. Every `write` is answered only after the commit that
+holds it has been synced to disk; all writes that arrive while a commit is under way share the next one
+(group commit), so the cost of a sync is divided by the number of waiters. SQL elsewhere stays portable:
+tables, `?` parameters, no SQLite functions. What is particular to SQLite lives in this file.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import os
+import queue
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from perilune.errors import ConfigError, HomeLocked, JournalCorrupt, StorageFull, StoreError
+
+Result = TypeVar("Result")
+Work = Callable[[sqlite3.Connection], Result]
+"""Reads and writes rows on the connection it is given. Runs on the writer thread, inside a transaction
+that it must neither commit nor roll back."""
+
+GROUP_LIMIT = 1024
+"""Most writes in one commit: bounds the wait of the first one."""
+CHECK_BYTES = 64 * 1024 * 1024
+"""Files up to this size are read through and checked when they are opened."""
+CHECKPOINT_PAGES = 4000
+"""The write-ahead log is folded into the file after this many pages (16 MB)."""
+LOCK_TRIES = 5
+LOCK_PAUSE_S = 0.02
+"""`home_holder` holds the lock for an instant while it looks; an owner-to-be waits that out."""
+
+
+class _Waiter:
+    """One write on its way: the work, who waits for it, and what came of it."""
+
+    __slots__ = ("error", "future", "loop", "result", "work")
+
+    def __init__(
+        self,
+        work: Work[Any],
+        future: asyncio.Future[Any] | Future[Any],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        self.work = work
+        self.future = future
+        self.loop = loop
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def answer(self) -> None:
+        """Wake the waiter. On its own loop's thread where it has one."""
+        if self.future.done():
+            return  # the waiter was cancelled; its write stands
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class Reader:
+    """Read-only access to a store's file, from any thread and also from another process."""
+
+    def __init__(self, path: Path) -> None:
+        """Raises StoreError when there is no such file, JournalCorrupt when it is not a database."""
+        self._path = path
+        self._lock = threading.Lock()
+        try:
+            self._connection = _connect(path, "ro")
+            self._connection.execute("PRAGMA query_only=1")
+        except sqlite3.Error as error:
+            raise _translate(error, path) from error
+
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one query over what is committed now."""
+        try:
+            with self._lock:
+                return self._connection.execute(sql, params).fetchall()
+        except sqlite3.Error as error:
+            raise _translate(error, self._path) from error
+
+    def close(self) -> None:
+        with self._lock:
+            self._connection.close()
+
+
+class Store:
+    """One SQLite file: many readers, one writer thread with group commit, every commit synced."""
+
+    def __init__(self, path: Path | str, schema: Sequence[str]) -> None:
+        """Open or make the file. `schema` is a forward-only list of single statements: an old file gets
+        those it lacks, so later versions append to the list and never edit it.
+
+        Raises JournalCorrupt, StorageFull, StoreError."""
+        self.path = Path(path)
+        self._queue: queue.SimpleQueue[_Waiter | None] = queue.SimpleQueue()
+        self._closed = False
+        self._ended: StoreError | None = None
+        try:
+            self._connection = _open(self.path, schema)
+        except sqlite3.Error as error:
+            raise _translate(error, self.path) from error
+        self._reader = Reader(self.path)
+        self._thread = threading.Thread(target=self._run, name=f"store {self.path.name}", daemon=True)
+        self._thread.start()
+
+    async def write(self, work: Work[Result]) -> Result:
+        """Run `work` on the writer thread; returns its result once it is on disk.
+
+        An exception of `work` undoes that work alone and is raised here. Cancelling the wait does not
+        undo the write. Raises StorageFull, JournalCorrupt, StoreError: then nothing was kept."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._submit(_Waiter(work, future, loop))
+        return await future
+
+    def write_now(self, work: Work[Result]) -> Result:
+        """The blocking twin of `write`, for code without an event loop."""
+        future: Future[Result] = Future()
+        self._submit(_Waiter(work, future, None))
+        return future.result()
+
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one query over what is committed. Thread-safe. Raises StoreError."""
+        if self._closed:
+            raise self._closed_error()
+        return self._reader.read(sql, params)
+
+    def close(self) -> None:
+        """Commit what was submitted, then close. Writes that come later are refused."""
+        if self._closed:
+            return
+        self._closed = True
+        self._queue.put(None)
+        self._thread.join()
+        self._reader.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- the writer thread
+
+    def _submit(self, waiter: _Waiter) -> None:
+        if self._closed or self._ended:
+            raise self._ended or self._closed_error()
+        self._queue.put(waiter)
+        self._refuse_if_ended()  # the thread may have ended since the check: nobody else would answer
+
+    def _run(self) -> None:
+        ended = self._closed_error()
+        try:
+            is_open = True
+            while is_open:
+                is_open = self._commit_group(self._next_group())
+        except BaseException as error:  # noqa: BLE001  the thread's edge: whatever it was, waiters must hear of it
+            ended = StoreError(f"the writer of {self.path} died: {error!r}", mend="restart Perilune")
+        finally:
+            self._ended = ended
+            self._refuse_if_ended()
+            self._connection.close()
+
+    def _next_group(self) -> list[_Waiter | None]:
+        group = [self._queue.get()]
+        while len(group) < GROUP_LIMIT and not self._queue.empty():
+            group.append(self._queue.get_nowait())
+        return group
+
+    def _commit_group(self, group: list[_Waiter | None]) -> bool:
+        """Run, commit and answer one group. False when the store is to close."""
+        waiters = [waiter for waiter in group if waiter is not None]
+        try:
+            self._perform(waiters)
+        except BaseException as error:
+            for waiter in waiters:
+                waiter.error = StoreError(
+                    f"the writer of {self.path} died: {error!r}", mend="restart Perilune"
+                )
+            raise
+        finally:
+            _answer(waiters)
+        return len(waiters) == len(group)
+
+    def _perform(self, waiters: list[_Waiter]) -> None:
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for waiter in waiters:
+                self._run_one(waiter)
+            execute("COMMIT")
+        except sqlite3.Error as error:
+            for waiter in waiters:
+                waiter.error = waiter.error or _translate(error, self.path)
+            if self._connection.in_transaction:
+                execute("ROLLBACK")
+
+    def _run_one(self, waiter: _Waiter) -> None:
+        """Run one work in a savepoint of its own. Raises sqlite3.Error when the whole group is lost."""
+        execute = self._connection.execute
+        execute("SAVEPOINT one")
+        try:
+            waiter.result = waiter.work(self._connection)
+        except Exception as error:
+            if not self._connection.in_transaction or _is_storage_failure(error):
+                raise _sqlite_error(error) from error
+            waiter.error = error  # it belongs to this waiter alone
+            execute("ROLLBACK TO one")
+        execute("RELEASE one")
+
+    def _refuse_if_ended(self) -> None:
+        if self._ended is None:
+            return
+        waiters: list[_Waiter] = []
+        while not self._queue.empty():
+            try:
+                waiter = self._queue.get_nowait()
+            except queue.Empty:  # another thread refuses them too
+                break
+            if waiter is not None:
+                waiter.error = self._ended
+                waiters.append(waiter)
+        _answer(waiters)
+
+    def _closed_error(self) -> StoreError:
+        return StoreError(f"{self.path} is closed", mend="nothing was written; open the store again")
+
+
+def _sqlite_error(error: Exception) -> sqlite3.Error:
+    """The error itself, or one that says that a work ended the group's transaction."""
+    if isinstance(error, sqlite3.Error):
+        return error
+    return sqlite3.OperationalError(f"a write ended the shared transaction: {error!r}")
+
+
+def _answer(waiters: Sequence[_Waiter]) -> None:
+    """One wake-up per event loop, not per write."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
+    for waiter in waiters:
+        if waiter.loop is None:
+            waiter.answer()
+        else:
+            by_loop.setdefault(waiter.loop, []).append(waiter)
+    for loop, mine in by_loop.items():
+        if not loop.is_closed():
+            loop.call_soon_threadsafe(_answer_all, mine)
+
+
+def _answer_all(waiters: Sequence[_Waiter]) -> None:
+    for waiter in waiters:
+        waiter.answer()
+
+
+# ---- SQLite's own ways
+
+
+def _connect(path: Path, mode: str) -> sqlite3.Connection:
+    return sqlite3.connect(
+        f"{path.absolute().as_uri()}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        cached_statements=256,
+        timeout=10.0,
+    )
+
+
+def _open(path: Path, schema: Sequence[str]) -> sqlite3.Connection:
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+    except OSError as error:
+        raise StoreError(f"cannot make {path.parent}: {error.strerror}") from error
+    connection = _connect(path, "rwc")
+    try:
+        connection.execute("PRAGMA journal_mode=WAL")
+        connection.execute("PRAGMA synchronous=FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        connection.execute("PRAGMA foreign_keys=ON")
+        _check(connection, path)
+        _migrate(connection, path, schema)
+    except (sqlite3.Error, StoreError):
+        connection.close()
+        raise
+    return connection
+
+
+def _check(connection: sqlite3.Connection, path: Path) -> None:
+    if path.stat().st_size > CHECK_BYTES:
+        return
+    verdict = connection.execute("PRAGMA quick_check(1)").fetchone()[0]
+    if verdict != "ok":
+        raise _corrupt(path, str(verdict))
+
+
+def _migrate(connection: sqlite3.Connection, path: Path, schema: Sequence[str]) -> None:
+    done = connection.execute("PRAGMA user_version").fetchone()[0]
+    if done > len(schema):
+        raise StoreError(f"{path} was written by a newer version", mend="use that version, or another --home")
+    if done == len(schema):
+        return
+    connection.execute("BEGIN IMMEDIATE")
+    for statement in schema[done:]:
+        connection.execute(statement)
+    connection.execute(f"PRAGMA user_version={len(schema)}")
+    connection.execute("COMMIT")
+
+
+def _primary_code(error: BaseException) -> int:
+    """SQLite's result code without its extension byte; 0 for other errors."""
+    return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
+
+
+def _is_storage_failure(error: BaseException) -> bool:
+    return _primary_code(error) in (
+        sqlite3.SQLITE_FULL,
+        sqlite3.SQLITE_IOERR,
+        sqlite3.SQLITE_CORRUPT,
+        sqlite3.SQLITE_NOTADB,
+        sqlite3.SQLITE_READONLY,
+    )
+
+
+def _corrupt(path: Path, detail: str) -> JournalCorrupt:
+    return JournalCorrupt(
+        f"{path} is damaged: {detail}",
+        mend=f"restore it from a backup, or move {path.name} and its -wal and -shm files away to start anew",
+    )
+
+
+def _translate(error: sqlite3.Error, path: Path) -> StoreError:
+    match _primary_code(error):
+        case sqlite3.SQLITE_FULL:
+            return StorageFull(f"no space left for {path}", mend="free some disk space and try again")
+        case sqlite3.SQLITE_CORRUPT | sqlite3.SQLITE_NOTADB:
+            return _corrupt(path, str(error))
+        case sqlite3.SQLITE_CANTOPEN:
+            return StoreError(f"cannot open {path}", mend="check that it exists and that you may write it")
+        case sqlite3.SQLITE_READONLY:
+            return StoreError(f"{path} is read-only", mend="check the file's owner and the mount")
+        case _:
+            return StoreError(f"{path}: {error}")
+
+
+# ---- one HOME, one owner
+
+
+@dataclass(frozen=True)
+class Holder:
+    """Who owns a HOME."""
+
+    pid: int
+    purpose: str
+    """The command that holds it, such as `serve`."""
+    address: str
+    """The base URL of a server that speaks for this HOME; empty for other commands."""
+
+
+class HomeLock:
+    """Ownership of a HOME folder: an exclusive flock on HOME/lock.
+
+    The kernel drops it when the process ends, however it ends, so a killed owner leaves nothing to clean.
+    The descriptor is closed on exec: child processes never hold it."""
+
+    def __init__(self, home: Path, purpose: str = "perilune") -> None:
+        """Take the lock. Raises HomeLocked naming the owner, ConfigError when HOME cannot be written."""
+        self.path = home / "lock"
+        self._purpose = purpose
+        try:
+            home.mkdir(parents=True, exist_ok=True, mode=0o700)
+            self._fd = os.open(self.path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        except OSError as error:
+            raise ConfigError(
+                f"cannot write to {home}: {error.strerror}", field="home", mend="choose another with --home"
+            ) from error
+        if not _try_lock(self._fd):
+            os.close(self._fd)
+            raise _locked(home)
+        self.announce("")
+
+    def announce(self, address: str) -> None:
+        """Record the base URL at which the owner can be reached."""
+        text = f"{os.getpid()}\n{self._purpose}\n{address}\n".encode()
+        os.ftruncate(self._fd, 0)
+        os.pwrite(self._fd, text, 0)
+
+    def release(self) -> None:
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.release()
+
+
+def home_holder(home: Path) -> Holder | None:
+    """Who owns HOME now; None when nobody does."""
+    try:
+        fd = os.open(home / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return None
+    try:
+        fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _read_holder(fd)
+    finally:
+        os.close(fd)
+    return None
+
+
+def _try_lock(fd: int) -> bool:
+    for _ in range(LOCK_TRIES):
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            time.sleep(LOCK_PAUSE_S)
+        else:
+            return True
+    return False
+
+
+def _read_holder(fd: int) -> Holder:
+    lines = os.pread(fd, 4096, 0).decode(errors="replace").splitlines()
+    pid, purpose, address = (*lines, "", "", "")[:3]
+    return Holder(int(pid) if pid.isdigit() else 0, purpose, address)
+
+
+def _locked(home: Path) -> HomeLocked:
+    holder = home_holder(home)
+    who = f"process {holder.pid} (perilune {holder.purpose})" if holder and holder.pid else "another process"
+    mend = (
+        f"stop it with `kill {holder.pid}`, or use another --home" if holder and holder.pid else "try again"
+    )
+    return HomeLocked(f"{home} is in use by {who}", field="home", mend=mend)
