@@ -1,0 +1,82 @@
+"""Routed experts: sum over a token's chosen experts of weight * down(silu(gate x) * up x).
+
+`routed_experts` is the interface. `routed_experts_definition` says what it computes; the grouped twin
+sorts token-expert pairs by expert and multiplies each expert's run at once.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def routed_experts(
+    x: Tensor, chosen: Tensor, weights: Tensor, loads: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """x [n, h], chosen and weights [n, k], loads [E] (pairs per expert), gate_up [E, 2i, h], down [E, h, i].
+
+    Returns [n, h] in x's dtype; differentiable in x, weights, gate_up and down.
+    """
+    order = chosen.flatten().argsort(stable=True)
+    token = order // chosen.shape[1]
+    runs = loads.tolist()
+    both = _GroupedLinear.apply(x[token], gate_up, runs)
+    gate, up = both.chunk(2, dim=-1)
+    answers = _GroupedLinear.apply(F.silu(gate) * up, down, runs)
+    answers = answers * weights.flatten()[order, None].to(answers.dtype)
+    return torch.zeros_like(x).index_add(0, token, answers)
+
+
+def routed_experts_definition(
+    x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor
+) -> Tensor:
+    """Every expert on every token, kept where chosen. Slow and plain."""
+    out = torch.zeros_like(x)
+    for expert in range(len(gate_up)):
+        gate, up = F.linear(x, gate_up[expert]).chunk(2, dim=-1)
+        answer = F.linear(F.silu(gate) * up, down[expert])
+        share = (weights * (chosen == expert)).sum(dim=-1, keepdim=True)
+        out = out + answer * share.to(x.dtype)
+    return out
+
+
+class _GroupedLinear(torch.autograd.Function):
+    """Rows sorted by expert, one product per expert.
+
+    Written by hand because automatic differentiation of `weight[e]` in a loop allocates a gradient of
+    the whole stack for every expert.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, weight: Tensor, runs: list[int]) -> Tensor:
+        """rows [m, in] in runs of runs[e] rows, weight [E, out, in] -> [m, out]."""
+        ctx.save_for_backward(rows, weight)
+        ctx.runs = runs
+        out = rows.new_empty(len(rows), weight.shape[1])
+        for expert, part in _spans(runs):
+            torch.mm(rows[part], weight[expert].T, out=out[part])
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+        rows, weight = ctx.saved_tensors
+        grad = grad.contiguous()
+        grad_rows = torch.empty_like(rows)
+        grad_weight = torch.zeros_like(weight)
+        for expert, part in _spans(ctx.runs):
+            torch.mm(grad[part], weight[expert], out=grad_rows[part])
+            torch.mm(grad[part].T, rows[part], out=grad_weight[expert])
+        return grad_rows, grad_weight, None
+
+
+def _spans(runs: list[int]) -> list[tuple[int, slice]]:
+    """(expert, its rows) for every expert that has any."""
+    spans, start = [], 0
+    for expert, count in enumerate(runs):
+        if count:
+            spans.append((expert, slice(start, start + count)))
+        start += count
+    return spans

@@ -1,0 +1,41 @@
+"""Attention of wide queries over paged latents: one definition, one batched twin for decode rows.
+
+`pages` is one layer of the cache, [blocks, block_size, kv_lora + rope]; a row is key and value at
+once: all of it is the key, its first kv_lora values are the value.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def attend_rows(
+    queries: Tensor, pages: Tensor, table: Tensor, length: int, scale: float, kv_lora: int
+) -> Tensor:
+    """Definition: q newest rows of one sequence of `length` tokens, each seeing itself and its past.
+
+    queries [q, H, kv_lora + rope] -> [q, H, kv_lora]; softmax in F32.
+    """
+    count, heads, width = queries.shape
+    blocks = -(-length // pages.shape[1])
+    past = pages[table[:blocks]].view(-1, width)[:length].to(queries.dtype)
+    scores = (queries.reshape(count * heads, width) @ past.T).float().view(count, heads, length) * scale
+    last_seen = torch.arange(length - count, length, device=queries.device)
+    hidden = torch.arange(length, device=queries.device) > last_seen[:, None]
+    weights = scores.masked_fill_(hidden[:, None], float("-inf")).softmax(dim=-1).to(queries.dtype)
+    return (weights.view(count * heads, length) @ past[:, :kv_lora]).view(count, heads, kv_lora)
+
+
+def attend_decode(
+    queries: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, scale: float, kv_lora: int
+) -> Tensor:
+    """Twin of attend_rows for S sequences with one row each.
+
+    queries [S, H, kv_lora + rope], tables [S, blocks], lengths [S] -> [S, H, kv_lora].
+    """
+    past = pages[tables].flatten(1, 2).to(queries.dtype)
+    scores = torch.bmm(queries, past.transpose(1, 2)).float() * scale
+    unseen = torch.arange(past.shape[1], device=queries.device) >= lengths[:, None]
+    weights = scores.masked_fill_(unseen[:, None], float("-inf")).softmax(dim=-1).to(queries.dtype)
+    return torch.bmm(weights, past[..., :kv_lora])
