@@ -60,7 +60,7 @@ class CausalAttention:
     def __call__(self, query: LayerQuery) -> Tensor:
         tokens, heads, nope = query.q_nope.shape
         expanded = F.linear(query.latent, query.kv_b).view(tokens, heads, -1)
-        k_nope, value = expanded.split([nope, expanded.shape[-1] - nope], dim=-1)
+        k_nope, value = expanded[..., :nope], expanded[..., nope:]
         q = torch.cat([query.q_nope, query.q_rope], dim=-1)
         k = torch.cat([k_nope, query.k_rope[:, None].expand(-1, heads, -1)], dim=-1)
         out = F.scaled_dot_product_attention(
@@ -167,7 +167,7 @@ class AbsorbedAttention:
         pages = self._cache.data[query.layer]
         row = torch.cat([query.latent, query.k_rope], dim=-1).to(pages.dtype)
         pages.view(-1, pages.shape[-1]).index_copy_(0, self._batch.slot_mapping, row)
-        # One query as wide as a cached row: what the latent's key rows would have answered, and the rope part.
+        # One query as wide as a cached row: q_nope as the latent sees it, then the rotary part.
         absorbed = torch.bmm(query.q_nope.transpose(0, 1), w_key).transpose(0, 1)
         wide = torch.cat([absorbed, query.q_rope], dim=-1)
         mixed = self._attend(wide, pages, query.scale, kv_lora)

@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from perilune.model.attention import Attention, LayerQuery
 from perilune.model.config import TextConfig
+from perilune.model.int4 import fake_quantise
 from perilune.model.kernels.experts import routed_experts
 from perilune.model.rotary import Rotary, rotate
 
@@ -33,6 +34,8 @@ class TextDecoder(nn.Module):
         self.config = config
         self.model = Trunk(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
+        self.content_hash = ""
+        """Of the checkpoint the weights came from; empty for new weights."""
         self._rotary = Rotary(config)
         for parameter in self.parameters():
             if parameter.dim() > 1:
@@ -55,7 +58,16 @@ class TextDecoder(nn.Module):
     @property
     def routers(self) -> list[Router]:
         """Routers of the expert layers, first to last: their loads and selection biases."""
-        return [layer.mlp.gate for layer in self.model.layers if isinstance(layer.mlp, MoE)]
+        return [module for module in self.modules() if isinstance(module, Router)]
+
+    def train_for_int4(self, group_size: int | None) -> None:
+        """From now on compute with routed experts as INT4 would store them; None: as they are.
+
+        Gradients pass straight through the rounding.
+        """
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.int4_group_size = group_size
 
 
 class Trunk(nn.Module):
@@ -167,7 +179,7 @@ class Router(nn.Module):
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", bias)
         self.config = config
-        self.loads = torch.zeros(config.n_routed_experts, dtype=torch.int64)
+        self.loads = torch.zeros(config.n_routed_experts, dtype=torch.int64, device="cpu")
         """[E] int64: how many tokens chose each expert in the last forward."""
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -190,6 +202,14 @@ class Experts(nn.Module):
         experts, width, hidden = config.n_routed_experts, config.moe_intermediate_size, config.hidden_size
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
+        self.int4_group_size: int | None = None
+
+    def weights(self) -> tuple[Tensor, Tensor]:
+        """gate_up [E, 2i, h] and down [E, h, i] to compute with."""
+        if self.int4_group_size is None:
+            return self.gate_up_proj, self.down_proj
+        group = self.int4_group_size
+        return fake_quantise(self.gate_up_proj, group), fake_quantise(self.down_proj, group)
 
 
 class MoE(nn.Module):
@@ -204,7 +224,6 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chosen, weights = self.gate(x)
-        experts = self.experts
-        routed = routed_experts(x, chosen, weights, self.gate.loads, experts.gate_up_proj, experts.down_proj)
+        routed = routed_experts(x, chosen, weights, self.gate.loads, *self.experts.weights())
         out: Tensor = routed + self.shared_experts(x)
         return out

@@ -23,9 +23,9 @@ def routed_experts(
     order = chosen.flatten().argsort(stable=True)
     token = order // chosen.shape[1]
     runs = loads.tolist()
-    both = _GroupedLinear.apply(x[token], gate_up, runs)
+    both = grouped_linear(x[token], gate_up, runs)
     gate, up = both.chunk(2, dim=-1)
-    answers = _GroupedLinear.apply(F.silu(gate) * up, down, runs)
+    answers = grouped_linear(F.silu(gate) * up, down, runs)
     answers = answers * weights.flatten()[order, None].to(answers.dtype)
     return torch.zeros_like(x).index_add(0, token, answers)
 
@@ -43,6 +43,12 @@ def routed_experts_definition(
     return out
 
 
+def grouped_linear(rows: Tensor, weight: Tensor, runs: list[int]) -> Tensor:
+    """rows [m, in] sorted by expert in runs of runs[e] rows, weight [E, out, in] -> [m, out]."""
+    out: Tensor = _GroupedLinear.apply(rows, weight, runs)  # type: ignore[no-untyped-call]
+    return out
+
+
 class _GroupedLinear(torch.autograd.Function):
     """Rows sorted by expert, one product per expert.
 
@@ -52,7 +58,6 @@ class _GroupedLinear(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, weight: Tensor, runs: list[int]) -> Tensor:
-        """rows [m, in] in runs of runs[e] rows, weight [E, out, in] -> [m, out]."""
         ctx.save_for_backward(rows, weight)
         ctx.runs = runs
         out = rows.new_empty(len(rows), weight.shape[1])

@@ -1,0 +1,67 @@
+"""INT4 weights as the official checkpoint packs them (compressed-tensors, `pack-quantized`).
+
+`weight_packed[r, w]` is an int32 that holds columns 8w .. 8w+7 of row r, column 8w+i in bits 4i..4i+3.
+A stored nibble is q + 8 with q in -8..7; there is no zero point. `weight_scale[r, g]` is the BF16
+scale of columns group*g .. group*g + group-1, and the weight is q * scale, rounded to BF16.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+PER_WORD = 8
+LOWEST, HIGHEST = -8, 7
+
+
+def pack(values: Tensor) -> Tensor:
+    """values [..., columns] of q in -8..7 -> int32 [..., columns / 8]."""
+    nibbles = _by(PER_WORD, values.to(torch.int64) - LOWEST)
+    shifts = torch.arange(PER_WORD, device=values.device) * 4
+    words = (nibbles << shifts).sum(dim=-1)
+    # The top nibble may set bit 31: wrap into the signed range before narrowing.
+    return torch.where(words >= 2**31, words - 2**32, words).to(torch.int32)
+
+
+def unpack(packed: Tensor) -> Tensor:
+    """int32 [..., words] -> int8 q in -8..7, [..., words * 8]."""
+    shifts = torch.arange(PER_WORD, dtype=torch.int32, device=packed.device) * 4
+    # The right shift copies the sign bit; the mask takes it off again.
+    nibbles = (packed[..., None] >> shifts) & 0xF
+    return (nibbles + LOWEST).to(torch.int8).flatten(-2)
+
+
+def dequantise(packed: Tensor, scale: Tensor) -> Tensor:
+    """packed int32 [..., in / 8], scale BF16 [..., in / group] -> weights BF16 [..., in]."""
+    return _scaled(unpack(packed), scale)
+
+
+def quantise(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """weight [..., in] -> q int8 [..., in] and scale BF16 [..., in / group_size].
+
+    Symmetric min-max: scale = bf16(max |w| / 7.5) per group, q = round(w / scale), half to even.
+    """
+    groups = _by(group_size, weight.float())
+    scale = (groups.abs().amax(dim=-1) / 7.5).to(torch.bfloat16)
+    # A group of zeros has any scale; zero would divide by zero here and in every reader that divides.
+    scale = torch.where(scale == 0, torch.ones_like(scale), scale)
+    values = (groups / scale.float()[..., None]).round().clamp(LOWEST, HIGHEST)
+    return values.to(torch.int8).flatten(-2), scale
+
+
+def fake_quantise(weight: Tensor, group_size: int) -> Tensor:
+    """The weight as INT4 would store it, in weight's dtype; its gradient passes straight through."""
+    with torch.no_grad():
+        stored = _scaled(*quantise(weight, group_size)).to(weight.dtype)
+        change = stored - weight
+    return weight + change
+
+
+def _scaled(values: Tensor, scale: Tensor) -> Tensor:
+    groups = _by(values.shape[-1] // scale.shape[-1], values.float())
+    return (groups * scale.float()[..., None]).flatten(-2).to(torch.bfloat16)
+
+
+def _by(size: int, x: Tensor) -> Tensor:
+    """[..., columns] -> [..., columns / size, size]"""
+    return x.reshape(*x.shape[:-1], -1, size)

@@ -1,0 +1,156 @@
+"""Writes a text decoder in the official layout: names, INT4 experts, shards, index, config."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor
+
+from perilune.model.checkpoint import INDEX_NAME, PREFIX
+from perilune.model.config import Int4, TextConfig
+from perilune.model.content_hash import write_list
+from perilune.model.int4 import pack, quantise
+
+IGNORE = (
+    "lm_head",
+    "re:.*self_attn.*",
+    "re:.*shared_experts.*",
+    r"re:.*mlp\.(gate|up|gate_up|down)_proj.*",
+)
+"""Modules that stay BF16, as the official config lists them."""
+
+
+def write_checkpoint(
+    state: Mapping[str, Tensor],
+    config: TextConfig,
+    folder: Path,
+    *,
+    shard_bytes: int = 10 * 1000**3,
+    extra: Mapping[str, Any] | None = None,
+) -> None:
+    """Write `state` (a TextDecoder's state_dict) to `folder`, experts as config.quantization says.
+
+    Weights are rounded to BF16, the selection bias stays F32. `extra` are top-level entries of
+    config.json (media ids, say). The index comes last but for the list of hashes: a folder without
+    it is not a checkpoint.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    shards = list(_shards(official_tensors(state, config), shard_bytes))
+    weight_map, total = {}, 0
+    for number, shard in enumerate(shards, start=1):
+        file = f"model-{number:05d}-of-{len(shards):06d}.safetensors"
+        save_file(shard, folder / file, metadata={"format": "pt"})
+        weight_map.update(dict.fromkeys(shard, file))
+        total += sum(tensor.nbytes for tensor in shard.values())
+    _write_json(folder / "config.json", official_config(config) | dict(extra or {}))
+    _write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_list(folder)
+
+
+def official_tensors(state: Mapping[str, Tensor], config: TextConfig) -> Iterator[tuple[str, Tensor]]:
+    """(official name with prefix, tensor) for every tensor of the checkpoint, in the state's order."""
+    for name, tensor in state.items():
+        prefix, _, last = name.rpartition(".")
+        if name.endswith("e_score_correction_bias"):
+            yield f"{PREFIX}{name}", tensor.detach().float().contiguous()
+        elif not prefix.endswith(".experts"):
+            yield f"{PREFIX}{name}", tensor.detach().to(torch.bfloat16).contiguous()
+        else:
+            parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
+            for expert, stacked in enumerate(tensor.detach()):
+                for part, matrix in zip(parts, stacked.chunk(len(parts)), strict=True):
+                    named = f"{PREFIX}{prefix}.{expert}.{part}"
+                    yield from _expert_matrix(named, matrix, config.quantization)
+
+
+def official_config(config: TextConfig) -> dict[str, Any]:
+    """config.json of the wrapped form, from which parse_config makes `config` again."""
+    text: dict[str, Any] = {
+        "architectures": ["DeepseekV3ForCausalLM"],
+        "model_type": "kimi_k2",
+        "hidden_act": "silu",
+        "scoring_func": "sigmoid",
+        "topk_method": "noaux_tc",
+        "moe_layer_freq": 1,
+        "n_group": 1,
+        "topk_group": 1,
+        "attention_bias": False,
+        "tie_word_embeddings": False,
+        "num_key_value_heads": config.num_attention_heads,
+        "num_nextn_predict_layers": 0,
+        "dtype": "bfloat16",
+    }
+    apart = ("yarn", "quantization", "latent_norm_eps")
+    text |= {name: value for name, value in vars(config).items() if name not in apart}
+    text["rope_scaling"] = {"type": "yarn", **vars(config.yarn)} if config.yarn else None
+    if config.quantization:
+        text["quantization_config"] = _quantization_config(config.quantization)
+    return {
+        "architectures": ["KimiK25ForConditionalGeneration"],
+        "model_type": "kimi_k25",
+        "bos_token_id": config.bos_token_id,
+        "eos_token_id": config.eos_token_id,
+        "pad_token_id": config.pad_token_id,
+        "tie_word_embeddings": False,
+        "dtype": "bfloat16",
+        "text_config": text,
+    }
+
+
+def _expert_matrix(name: str, matrix: Tensor, packing: Int4 | None) -> Iterator[tuple[str, Tensor]]:
+    if packing is None:
+        yield f"{name}.weight", matrix.to(torch.bfloat16).contiguous()
+        return
+    values, scale = quantise(matrix, packing.group_size)
+    yield f"{name}.weight_packed", pack(values)
+    yield f"{name}.weight_scale", scale
+    yield f"{name}.weight_shape", torch.tensor(matrix.shape, dtype=torch.int32)
+
+
+def _shards(tensors: Iterator[tuple[str, Tensor]], most: int) -> Iterator[dict[str, Tensor]]:
+    """Fill shards up to `most` bytes; a tensor is never divided."""
+    shard: dict[str, Tensor] = {}
+    size = 0
+    for name, tensor in tensors:
+        if shard and size + tensor.nbytes > most:
+            yield shard
+            shard, size = {}, 0
+        shard[name] = tensor
+        size += tensor.nbytes
+    yield shard
+
+
+def _quantization_config(packing: Int4) -> dict[str, Any]:
+    weights = {
+        "actorder": None,
+        "dynamic": False,
+        "group_size": packing.group_size,
+        "num_bits": 4,
+        "observer": "minmax",
+        "strategy": "group",
+        "symmetric": True,
+        "type": "int",
+    }
+    group = {
+        "input_activations": None,
+        "output_activations": None,
+        "targets": ["Linear"],
+        "weights": weights,
+    }
+    return {
+        "config_groups": {"group_0": group},
+        "format": "pack-quantized",
+        "ignore": list(packing.ignore or IGNORE),
+        "kv_cache_scheme": None,
+        "quant_method": "compressed-tensors",
+        "quantization_status": "compressed",
+    }
+
+
+def _write_json(path: Path, document: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
