@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from perilune.model.config import TextConfig
+from perilune.model.kernels.causal_attention import causal_attention
 from perilune.model.kernels.latent_attention import attend_decode, attend_rows
 
 
@@ -59,13 +60,11 @@ class CausalAttention:
 
     def __call__(self, query: LayerQuery) -> Tensor:
         tokens, heads, nope = query.q_nope.shape
-        expanded = F.linear(query.latent, query.kv_b).view(tokens, heads, -1)
-        k_nope, value = expanded[..., :nope], expanded[..., nope:]
-        q = torch.cat([query.q_nope, query.q_rope], dim=-1)
-        k = torch.cat([k_nope, query.k_rope[:, None].expand(-1, heads, -1)], dim=-1)
-        out = F.scaled_dot_product_attention(
-            self._by_head(q), self._by_head(k), self._by_head(value), is_causal=True, scale=query.scale
-        )
+        expanded = self._by_head(F.linear(query.latent, query.kv_b).view(tokens, heads, -1))
+        k_rope = self._by_head(query.k_rope[:, None]).expand(-1, heads, -1, -1)
+        q = torch.cat([self._by_head(query.q_nope), self._by_head(query.q_rope)], dim=-1)
+        k = torch.cat([expanded[..., :nope], k_rope], dim=-1)
+        out = causal_attention(q, k, expanded[..., nope:], query.scale)
         return out.transpose(1, 2).reshape(tokens, heads, -1)
 
     def _by_head(self, x: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from perilune.model.attention import Attention, LayerQuery
 from perilune.model.config import TextConfig
 from perilune.model.int4 import fake_quantise
 from perilune.model.kernels.experts import routed_experts
+from perilune.model.kernels.rms_norm import rms_norm
 from perilune.model.rotary import Rotary, rotate
 
 
@@ -81,7 +82,7 @@ class Trunk(nn.Module):
 
 
 class RMSNorm(nn.Module):
-    """x / sqrt(mean(x^2) + eps) * weight, the quotient computed in F32."""
+    """The scale of model/kernels/rms_norm.py."""
 
     def __init__(self, width: int, eps: float) -> None:
         super().__init__()
@@ -89,9 +90,7 @@ class RMSNorm(nn.Module):
         self.eps = eps
 
     def forward(self, x: Tensor) -> Tensor:
-        if x.dtype == torch.float32:
-            return F.rms_norm(x, self.weight.shape, self.weight, self.eps)
-        return self.weight * F.rms_norm(x.float(), self.weight.shape, None, self.eps).to(x.dtype)
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Layer(nn.Module):

@@ -23,10 +23,10 @@ def routed_experts(
     order = chosen.flatten().argsort(stable=True)
     token = order // chosen.shape[1]
     runs = loads.tolist()
-    both = grouped_linear(x[token], gate_up, runs)
+    both = grouped_linear(x.index_select(0, token), gate_up, runs)
     gate, up = both.chunk(2, dim=-1)
     answers = grouped_linear(F.silu(gate) * up, down, runs)
-    answers = answers * weights.flatten()[order, None].to(answers.dtype)
+    answers = answers * weights.flatten().index_select(0, order)[:, None].to(answers.dtype)
     return torch.zeros_like(x).index_add(0, token, answers)
 
 
