@@ -1,0 +1,184 @@
+"""Independent implementations: transformers for the logits, compressed-tensors for INT4."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from perilune.model.attention import CausalAttention
+from perilune.model.config import TextConfig, Yarn
+from perilune.model.int4 import dequantise, pack, quantise, unpack
+from perilune.model.load import load_model
+from perilune.model.rotary import frequencies
+from perilune.model.text import TextDecoder
+from perilune.model.tiny import TINY, random_decoder, write_tiny_checkpoint
+
+pytestmark = [
+    pytest.mark.oracle,
+    # What other packages warn about while they import and build is not ours to mend.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+SHAPES = {
+    "tiny": TINY,
+    "one_query_matrix": replace(TINY, q_lora_rank=None),
+    "no_yarn": replace(TINY, yarn=None),
+    "beta_fast_1": replace(TINY, yarn=Yarn(64.0, 4096, beta_fast=1.0)),
+    "uneven_heads": replace(TINY, qk_nope_head_dim=24, v_head_dim=40, kv_lora_rank=20, num_attention_heads=3),
+    "two_shared_dense_first_two": replace(TINY, n_shared_experts=2, first_k_dense_replace=2),
+    "wide": replace(
+        TINY,
+        hidden_size=256,
+        intermediate_size=512,
+        moe_intermediate_size=128,
+        kv_lora_rank=64,
+        qk_nope_head_dim=32,
+        qk_rope_head_dim=32,
+        v_head_dim=64,
+        q_lora_rank=96,
+        num_hidden_layers=4,
+        initializer_range=0.05,
+    ),
+}
+
+
+def oracle(config: TextConfig, state: dict[str, torch.Tensor]) -> Any:
+    transformers = pytest.importorskip("transformers")
+    yarn = config.yarn
+    scaling = None
+    if yarn:
+        scaling = {**vars(yarn), "type": "yarn"}
+    names = [
+        "vocab_size",
+        "hidden_size",
+        "intermediate_size",
+        "moe_intermediate_size",
+        "num_hidden_layers",
+        "num_attention_heads",
+        "kv_lora_rank",
+        "q_lora_rank",
+        "qk_nope_head_dim",
+        "qk_rope_head_dim",
+        "v_head_dim",
+        "n_routed_experts",
+        "num_experts_per_tok",
+        "n_shared_experts",
+        "first_k_dense_replace",
+        "norm_topk_prob",
+        "routed_scaling_factor",
+        "rms_norm_eps",
+        "max_position_embeddings",
+        "rope_theta",
+    ]
+    theirs = transformers.DeepseekV3Config(
+        **{name: getattr(config, name) for name in names},
+        num_key_value_heads=config.num_attention_heads,
+        n_group=1,
+        topk_group=1,
+        rope_scaling=scaling,
+    )
+    model = transformers.DeepseekV3ForCausalLM(theirs).eval()
+    model.load_state_dict(state)
+    return model
+
+
+def largest_difference(decoder: TextDecoder, theirs: Any, batch: int, length: int) -> tuple[float, float]:
+    ids = torch.randint(0, decoder.config.vocab_size, (batch, length))
+    with torch.no_grad():
+        want = theirs(ids).logits
+        positions = torch.arange(length).repeat(batch)
+        hidden = decoder(ids.flatten(), positions, CausalAttention(batch, length))
+        got = decoder.logits(hidden).view(batch, length, -1)
+    return (got - want).abs().max().item(), want.abs().max().item()
+
+
+@pytest.mark.parametrize("seed", [0, 1, 2])
+@pytest.mark.parametrize("shape", SHAPES)
+def test_logits_equal_transformers(shape: str, seed: int) -> None:
+    """transformers fixes the epsilon of the two latent norms at 1e-6."""
+    config = replace(SHAPES[shape], latent_norm_eps=1e-6)
+    decoder = random_decoder(config, seed)
+    torch.manual_seed(seed)
+    difference, size = largest_difference(decoder, oracle(config, decoder.state_dict()), 2, 80)
+    assert size > 1.0
+    assert difference <= 1e-4
+
+
+def test_int4_checkpoint_read_back_equals_transformers(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path, seed=5)
+    decoder = load_model(tmp_path, latent_norm_eps=1e-6)
+    theirs = oracle(decoder.config, decoder.state_dict())
+    difference, _ = largest_difference(decoder, theirs, 1, 60)
+    assert difference <= 1e-4
+
+
+def test_written_tensor_names_load_in_transformers(tmp_path: Path) -> None:
+    """An unquantised checkpoint in official names goes through transformers' own loader."""
+    transformers = pytest.importorskip("transformers")
+    from safetensors.torch import load_file, save_file
+
+    config = write_tiny_checkpoint(tmp_path / "ours", int4=False)
+    decoder = load_model(tmp_path / "ours", latent_norm_eps=1e-6)
+    tensors = {}
+    for path in (tmp_path / "ours").glob("*.safetensors"):
+        tensors |= {name.removeprefix("language_model."): t for name, t in load_file(path).items()}
+    theirs = oracle(config, decoder.state_dict())
+    theirs.config.save_pretrained(tmp_path / "theirs")
+    save_file(tensors, tmp_path / "theirs" / "model.safetensors", metadata={"format": "pt"})
+    model, report = transformers.DeepseekV3ForCausalLM.from_pretrained(
+        tmp_path / "theirs", dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    difference, _ = largest_difference(decoder, model.eval(), 1, 40)
+    assert difference <= 1e-4
+
+
+@pytest.mark.parametrize("beta_fast", [1.0, 32.0])
+@pytest.mark.parametrize("width", [8, 64])
+def test_yarn_equals_transformers(width: int, beta_fast: float) -> None:
+    config = replace(TINY, qk_rope_head_dim=width, yarn=Yarn(64.0, 4096, beta_fast=beta_fast))
+    theirs = oracle(config, random_decoder(config).state_dict()).model.rotary_emb.inv_freq
+    torch.testing.assert_close(torch.tensor(frequencies(config)), theirs, rtol=1e-6, atol=0)
+
+
+def quantisation(group_size: int) -> Any:
+    quant = pytest.importorskip("compressed_tensors.quantization")
+    return quant.QuantizationArgs(
+        num_bits=4, type="int", symmetric=True, strategy="group", group_size=group_size
+    )
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("group_size", [32, 16])
+def test_int4_equals_compressed_tensors(group_size: int, seed: int) -> None:
+    packing = pytest.importorskip("compressed_tensors.compressors.pack_quantized.helpers")
+    forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    torch.manual_seed(seed)
+    weight = torch.randn(48, 128)
+    values, scale = quantise(weight, group_size)
+    args = quantisation(group_size)
+    zero = torch.zeros_like(scale, dtype=torch.int8)
+    theirs = forward.quantize(weight, scale, zero, args, dtype=torch.int8)
+    assert torch.equal(values, theirs)
+    packed = packing.pack_to_int32(theirs, 4)
+    assert torch.equal(pack(values), packed)
+    assert torch.equal(unpack(packed), packing.unpack_from_int32(packed, 4, torch.Size(weight.shape)))
+    back = forward.dequantize(theirs, scale, zero, args=args)
+    assert back.dtype == torch.bfloat16
+    assert torch.equal(dequantise(packed, scale), back)
+
+
+def test_int4_equals_compressed_tensors_for_every_nibble_and_many_scales() -> None:
+    forward = pytest.importorskip("compressed_tensors.quantization.lifecycle.forward")
+    torch.manual_seed(0)
+    values = torch.arange(-8, 8, dtype=torch.int8).repeat(4096, 2)
+    scale = (torch.randn(4096, 1).exp() * torch.randn(4096, 1).sign()).bfloat16()
+    theirs = forward.dequantize(
+        values, scale, torch.zeros_like(scale, dtype=torch.int8), args=quantisation(32)
+    )
+    assert torch.equal(dequantise(pack(values), scale), theirs)
