@@ -1,0 +1,253 @@
+"""All settings of one process: a frozen object, read once from HOME/perilune.toml, the environment and flags.
+
+Later sources win: file, then `PERILUNE_<NAME>` variables, then command-line flags. A name that is not a field
+here is refused. Each field is documented by the string under it; `docs/settings.md` repeats that text.
+"""
+
+from __future__ import annotations
+
+import difflib
+import json
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from pathlib import Path
+from types import MappingProxyType
+from typing import Any, Literal, Self, get_args, get_type_hints
+
+from perilune.errors import ConfigError
+from perilune.store import replace_file
+
+ENV_PREFIX = "PERILUNE_"
+FOREIGN_VARIABLES = frozenset({"PERILUNE_K26_TOKENIZER"})
+"""Variables with our prefix that are no settings: they only tell the tests where a tokenizer lies."""
+FILE_NAME = "perilune.toml"
+NO_FLAGS: Mapping[str, object] = MappingProxyType({})
+
+TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
+FALSE_WORDS = frozenset({"0", "false", "no", "off"})
+
+
+@dataclass(frozen=True)
+class Settings:
+    home: Path
+    """The folder that holds all state. Default: `perilune` in the user's data folder. Not allowed in
+    the file."""
+    host: str = "127.0.0.1"
+    """Address on which the API listens."""
+    port: int = field(default=8642, metadata={"least": 0, "most": 65535})
+    """Port of the API; 0 takes any free one."""
+    admin_port: int = field(default=0, metadata={"least": 0, "most": 65535})
+    """Loopback port of the admin door; 0 leaves it closed."""
+    base_url: str = ""
+    """A Perilune server for client commands to talk to, such as `http://127.0.0.1:8642/v1`."""
+    api_key: str = field(default="", repr=False)
+    """The key that client commands send to `base_url`."""
+    model_url: str = ""
+    """An OpenAI-compatible endpoint for Perilune to use; empty means the bundled model.
+    `perilune connect` sets it."""
+    model_key: str = field(default="", repr=False)
+    """The key for `model_url`."""
+    model_name: str = ""
+    """The model's name at `model_url`."""
+    model_context: int = field(default=262144, metadata={"least": 1})
+    """Context length of the model at `model_url`, in tokens."""
+    model_max_output: int = field(default=32768, metadata={"least": 1})
+    """Most tokens that one answer of the model at `model_url` may have."""
+    model_timeout_s: float = field(default=600.0, metadata={"least": 0.001})
+    """Longest silence of the model endpoint, in seconds, before a call is given up."""
+    model_retries: int = field(default=3, metadata={"least": 0})
+    """How often a call that failed before its first byte is tried again."""
+    checkpoint: str = ""
+    """Folder of the model that the engine serves; empty means the bundled perilune-nano."""
+    serve_as: str = ""
+    """Another name under which the served model answers."""
+    dtype: Literal["float32", "bfloat16"] = "float32"
+    """Number format in which the engine computes."""
+    threads: int = field(default=0, metadata={"least": 0})
+    """Threads of the engine; 0 lets it choose."""
+    cache_tokens: int = field(default=131072, metadata={"least": 1})
+    """Size of the engine's latent cache, in tokens over all sequences."""
+    max_sequences: int = field(default=64, metadata={"least": 1})
+    """Most sequences that the engine runs at once; more wait."""
+    max_agents: int = field(default=300, metadata={"least": 1})
+    """Most sub-agents of a swarm that live at once; more wait."""
+    max_steps: int = field(default=4000, metadata={"least": 1})
+    """Most steps (model calls) of one swarm session over all its agents."""
+    retries: int = field(default=2, metadata={"least": 0})
+    """How often an assignment whose result was rejected is tried again."""
+    price_book: str = ""
+    """TOML file with prices; empty means the bundled book."""
+    sampling_policy: Literal["", "strict", "clamp", "open"] = ""
+    """What to do with sampling values a model does not allow: `strict` refuses, `clamp` replaces, `open` honours;
+    empty leaves it to the model's entry."""
+    unsandboxed: bool = False
+    """Let agents run commands without isolation where no sandbox is available."""
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+    """How much is logged."""
+
+    @classmethod
+    def load(
+        cls,
+        home: Path | str | None = None,
+        flags: Mapping[str, object] = NO_FLAGS,
+        env: Mapping[str, str] = os.environ,
+    ) -> Self:
+        """Read everything once. A flag that is None was not given. Raises ConfigError naming the culprit."""
+        given = {name: value for name, value in flags.items() if value is not None}
+        place = _expand(home or given.pop("home", None) or env.get("PERILUNE_HOME") or default_home(env))
+        values: dict[str, object] = {}
+        values |= _from_file(place / FILE_NAME)
+        values |= _from_env(env)
+        values |= {name: _convert(name, value, f"flag --{_dashed(name)}") for name, value in given.items()}
+        values["home"] = place
+        return cls(**values)  # type: ignore[arg-type]  # each value went through _convert
+
+
+def default_home(env: Mapping[str, str] = os.environ) -> Path:
+    """`perilune` in the XDG data folder."""
+    data = env.get("XDG_DATA_HOME") or Path(env.get("HOME") or Path.home()) / ".local" / "share"
+    return Path(data) / "perilune"
+
+
+def save_connection(home: Path, url: str, key: str, name: str) -> None:
+    """Write a model endpoint to HOME/perilune.toml, keeping every other line. The file gets mode 0600,
+    for it holds the key. Raises ConfigError when the present file cannot be read as TOML."""
+    home.mkdir(parents=True, exist_ok=True, mode=0o700)
+    path = home / FILE_NAME
+    old_text = _read_text(path)
+    wanted = {"model_url": url, "model_key": key, "model_name": name}
+    expected = _parse(path, old_text) | wanted
+    lines = [line for line in old_text.splitlines() if not re.match(r"\s*model_(url|key|name)\s*=", line)]
+    at = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
+    lines[at:at] = [f"{setting} = {json.dumps(value)}" for setting, value in wanted.items()]
+    text = "\n".join(lines) + "\n"
+    if _parse(path, text) != expected:
+        raise ConfigError(
+            f"{path} cannot be edited safely", mend="set model_url, model_key and model_name there"
+        )
+    replace_file(path, text.encode())
+
+
+# ---- sources
+
+
+def _from_file(path: Path) -> dict[str, object]:
+    source = str(path)
+    table = _parse(path, _read_text(path))
+    if "home" in table:
+        raise ConfigError(f"not allowed in {source}", field="home", mend="use --home or PERILUNE_HOME")
+    return {name: _convert(name, value, source) for name, value in table.items()}
+
+
+def _from_env(env: Mapping[str, str]) -> dict[str, object]:
+    values: dict[str, object] = {}
+    for variable, text in env.items():
+        if not variable.startswith(ENV_PREFIX) or variable in FOREIGN_VARIABLES or text == "":
+            continue
+        name = variable.removeprefix(ENV_PREFIX).lower()
+        if name != "home":
+            values[name] = _convert(name, text, f"environment variable {variable}")
+    return values
+
+
+def _read_text(path: Path) -> str:
+    try:
+        return path.read_text(encoding="utf-8")
+    except FileNotFoundError:
+        return ""
+    except (OSError, UnicodeDecodeError) as error:
+        raise ConfigError(f"cannot read {path}: {error}", mend="mend or remove the file") from error
+
+
+def _parse(path: Path, text: str) -> dict[str, Any]:
+    try:
+        return tomllib.loads(text)
+    except tomllib.TOMLDecodeError as error:
+        raise ConfigError(
+            f"{path} is not valid TOML: {error}", mend="mend that line or remove the file"
+        ) from error
+
+
+# ---- values
+
+
+def _convert(name: str, value: object, source: str) -> object:
+    """The value as the field's type. Text is parsed: variables and flags are text, TOML has types."""
+    known = {one.name: one for one in fields(Settings)}
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1)
+        mend = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
+        raise ConfigError(f"unknown setting in {source}", field=name, mend=mend)
+    kind = get_type_hints(Settings)[name]
+    converted = _as_kind(kind, value)
+    if converted is None:
+        raise ConfigError(
+            f"{value!r} in {source} is not {_expected(kind)}", field=name, mend="correct it there"
+        )
+    _check_range(name, converted, known[name].metadata, source)
+    return converted
+
+
+def _as_kind(kind: Any, value: object) -> object | None:
+    """The converted value; None when it does not fit."""
+    if kind is Path:
+        return _expand(value) if isinstance(value, str | Path) else None
+    if kind is bool:
+        return _as_bool(value)
+    if kind is int:
+        return _as_int(value)
+    if kind is float:
+        return _as_float(value)
+    if not isinstance(value, str | Path):
+        return None
+    allowed = get_args(kind)
+    return str(value) if not allowed or value in allowed else None
+
+
+def _as_bool(value: object) -> bool | None:
+    if isinstance(value, bool):
+        return value
+    word = value.strip().lower() if isinstance(value, str) else ""
+    return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
+
+
+def _as_int(value: object) -> int | None:
+    if isinstance(value, str) and re.fullmatch(r"\s*[+-]?\d{1,18}\s*", value):
+        return int(value)
+    return value if isinstance(value, int) and not isinstance(value, bool) else None
+
+
+def _as_float(value: object) -> float | None:
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return None
+    return float(value) if isinstance(value, int | float) and not isinstance(value, bool) else None
+
+
+def _check_range(name: str, value: object, bounds: Mapping[str, float], source: str) -> None:
+    if not isinstance(value, int | float) or isinstance(value, bool):
+        return
+    least, most = bounds.get("least", float("-inf")), bounds.get("most", float("inf"))
+    if not least <= value <= most:
+        limit = f"at least {least:g}" if most == float("inf") else f"between {least:g} and {most:g}"
+        raise ConfigError(f"{value} in {source} must be {limit}", field=name, mend="correct it there")
+
+
+def _expected(kind: Any) -> str:
+    if allowed := get_args(kind):
+        return "one of " + ", ".join(choice for choice in allowed if choice)
+    names: dict[Any, str] = {int: "a whole number", float: "a number", bool: "true or false", Path: "a path"}
+    return names.get(kind, "text")
+
+
+def _expand(path: object) -> Path:
+    return Path(str(path)).expanduser().absolute()
+
+
+def _dashed(name: str) -> str:
+    return name.replace("_", "-")
