@@ -52,30 +52,10 @@ def oracle(config: TextConfig, state: dict[str, torch.Tensor]) -> Any:
     scaling = None
     if yarn:
         scaling = {**vars(yarn), "type": "yarn"}
-    names = [
-        "vocab_size",
-        "hidden_size",
-        "intermediate_size",
-        "moe_intermediate_size",
-        "num_hidden_layers",
-        "num_attention_heads",
-        "kv_lora_rank",
-        "q_lora_rank",
-        "qk_nope_head_dim",
-        "qk_rope_head_dim",
-        "v_head_dim",
-        "n_routed_experts",
-        "num_experts_per_tok",
-        "n_shared_experts",
-        "first_k_dense_replace",
-        "norm_topk_prob",
-        "routed_scaling_factor",
-        "rms_norm_eps",
-        "max_position_embeddings",
-        "rope_theta",
-    ]
+    apart = {"yarn", "quantization", "latent_norm_eps"}
+    fields = {name: value for name, value in vars(config).items() if name not in apart}
     theirs = transformers.DeepseekV3Config(
-        **{name: getattr(config, name) for name in names},
+        **fields,
         num_key_value_heads=config.num_attention_heads,
         n_group=1,
         topk_group=1,

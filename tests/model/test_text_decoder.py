@@ -282,7 +282,6 @@ def test_grouped_experts_equal_their_definition(tokens: int, unused: int) -> Non
     experts, chosen_each = 6, 2
     generator = torch.Generator().manual_seed(tokens)
     chosen = torch.rand(tokens, experts - unused, generator=generator).topk(chosen_each).indices
-    loads = chosen.flatten().bincount(minlength=experts)
     inputs = [
         normal(tokens, 16),
         torch.rand(tokens, chosen_each, generator=generator),
@@ -290,7 +289,7 @@ def test_grouped_experts_equal_their_definition(tokens: int, unused: int) -> Non
         normal(experts, 16, 12),
     ]
     assert_same_with_gradients(
-        lambda x, w, gate_up, down: routed_experts(x, chosen, w, loads, gate_up, down),
+        lambda x, w, gate_up, down: routed_experts(x, chosen, w, gate_up, down),
         lambda x, w, gate_up, down: routed_experts_definition(x, chosen, w, gate_up, down),
         inputs,
         1e-4,
@@ -298,7 +297,7 @@ def test_grouped_experts_equal_their_definition(tokens: int, unused: int) -> Non
     with torch.no_grad():
         x, weights, gate_up, down = inputs
         torch.testing.assert_close(
-            routed_experts(x, chosen, weights, loads, gate_up, down),
+            routed_experts(x, chosen, weights, gate_up, down),
             routed_experts_definition(x, chosen, weights, gate_up, down),
             rtol=1e-4,
             atol=1e-4,

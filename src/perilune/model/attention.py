@@ -8,6 +8,7 @@ latents only and attention is multi-query with one wide key. Source: DeepSeek-V2
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -146,17 +147,19 @@ class AbsorbedAttention:
     def __init__(self, cache: LatentCache, batch: PagedBatch) -> None:
         self._cache = cache
         self._batch = batch
-        starts = batch.query_start
-        single = [s for s in range(len(batch.context_lens)) if starts[s + 1] - starts[s] == 1]
-        self._chunks = [s for s in range(len(batch.context_lens)) if starts[s + 1] - starts[s] > 1]
-        self._all_single = len(single) == len(batch.context_lens)
+        starts, lengths = batch.query_start, batch.context_lens
+        counts = [last - first for first, last in itertools.pairwise(starts)]
+        single = [s for s, count in enumerate(counts) if count == 1]
+        self._chunks = [s for s, count in enumerate(counts) if count > 1]
+        self._has_single = bool(single)
         device = batch.block_tables.device
-        lengths = [batch.context_lens[s] for s in single]
-        self._decode_rows = torch.tensor([starts[s] for s in single], dtype=torch.int64, device=device)
-        self._decode_lens = torch.tensor(lengths, dtype=torch.int64, device=device)
-        blocks = -(-max(lengths, default=0) // cache.block_size)
-        chosen = torch.tensor(single, dtype=torch.int64, device=device)
-        self._decode_tables = batch.block_tables[chosen, :blocks]
+        blocks = -(-max((lengths[s] for s in single), default=0) // cache.block_size)
+        self._single_tables = batch.block_tables[single, :blocks]
+        self._single_rows = torch.tensor([starts[s] for s in single], dtype=torch.int64, device=device)
+        seen = torch.tensor([lengths[s] for s in single], dtype=torch.int64, device=device)
+        unseen = torch.arange(blocks * cache.block_size, device=device) >= seen[:, None]
+        bias = torch.zeros(unseen.shape, dtype=cache.data.dtype, device=device)
+        self._single_bias = bias.masked_fill_(unseen, float("-inf"))[:, None]
 
     @torch.no_grad()
     def __call__(self, query: LayerQuery) -> Tensor:
@@ -175,16 +178,19 @@ class AbsorbedAttention:
     def _attend(self, wide: Tensor, pages: Tensor, scale: float, kv_lora: int) -> Tensor:
         """wide [n, H, kv_lora + rope] -> attention-weighted latents [n, H, kv_lora]."""
         batch = self._batch
-        if self._all_single:
-            return attend_decode(wide, pages, self._decode_tables, self._decode_lens, scale, kv_lora)
+        if not self._chunks:
+            return self._attend_single(wide, pages, scale)[..., :kv_lora]
         mixed = wide.new_empty(*wide.shape[:2], kv_lora)
-        if len(self._decode_rows):
-            mixed[self._decode_rows] = attend_decode(
-                wide[self._decode_rows], pages, self._decode_tables, self._decode_lens, scale, kv_lora
-            )
+        if self._has_single:
+            rows = self._single_rows
+            mixed[rows] = self._attend_single(wide[rows], pages, scale)[..., :kv_lora]
         for s in self._chunks:
             first, last = batch.query_start[s], batch.query_start[s + 1]
             mixed[first:last] = attend_rows(
                 wide[first:last], pages, batch.block_tables[s], batch.context_lens[s], scale, kv_lora
             )
         return mixed
+
+    def _attend_single(self, wide: Tensor, pages: Tensor, scale: float) -> Tensor:
+        bias = self._single_bias.to(wide.dtype)
+        return attend_decode(wide, pages, self._single_tables, bias, scale)

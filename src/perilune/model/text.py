@@ -178,8 +178,12 @@ class Router(nn.Module):
         bias = torch.zeros(config.n_routed_experts, dtype=torch.float32)
         self.register_buffer("e_score_correction_bias", bias)
         self.config = config
-        self.loads = torch.zeros(config.n_routed_experts, dtype=torch.int64, device="cpu")
+        self._last_chosen = torch.empty(0, dtype=torch.int64, device="cpu")
+
+    @property
+    def loads(self) -> Tensor:
         """[E] int64: how many tokens chose each expert in the last forward."""
+        return self._last_chosen.flatten().bincount(minlength=len(self.weight))
 
     def forward(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """x [n, hidden] -> chosen experts [n, k] int64 and their weights [n, k] F32."""
@@ -189,7 +193,7 @@ class Router(nn.Module):
         weights = scores.gather(-1, chosen)
         if self.config.norm_topk_prob:
             weights = weights / (weights.sum(dim=-1, keepdim=True) + 1e-20)
-        self.loads = chosen.flatten().bincount(minlength=len(self.weight))
+        self._last_chosen = chosen
         return chosen, weights * self.config.routed_scaling_factor
 
 
@@ -223,6 +227,6 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chosen, weights = self.gate(x)
-        routed = routed_experts(x, chosen, weights, self.gate.loads, *self.experts.weights())
+        routed = routed_experts(x, chosen, weights, *self.experts.weights())
         out: Tensor = routed + self.shared_experts(x)
         return out

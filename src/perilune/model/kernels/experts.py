@@ -12,22 +12,36 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+FEW_PAIRS = 4
+"""Up to so many token-expert pairs are computed one by one when no gradient is wanted."""
 
-def routed_experts(
-    x: Tensor, chosen: Tensor, weights: Tensor, loads: Tensor, gate_up: Tensor, down: Tensor
-) -> Tensor:
-    """x [n, h], chosen and weights [n, k], loads [E] (pairs per expert), gate_up [E, 2i, h], down [E, h, i].
 
-    Returns [n, h] in x's dtype; differentiable in x, weights, gate_up and down.
+def routed_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """x [n, h], chosen and weights [n, k], gate_up [E, 2i, h] (gate first), down [E, h, i] -> [n, h].
+
+    Differentiable in x, weights, gate_up and down.
     """
+    if chosen.numel() <= FEW_PAIRS and not torch.is_grad_enabled():
+        return _few(x, chosen, weights, gate_up, down)
     order = chosen.flatten().argsort(stable=True)
     token = order // chosen.shape[1]
-    runs = loads.tolist()
-    both = grouped_linear(x.index_select(0, token), gate_up, runs)
-    gate, up = both.chunk(2, dim=-1)
+    runs = chosen.flatten().bincount(minlength=len(gate_up)).tolist()
+    gate, up = grouped_linear(x.index_select(0, token), gate_up, runs).chunk(2, dim=-1)
     answers = grouped_linear(F.silu(gate) * up, down, runs)
     answers = answers * weights.flatten().index_select(0, order)[:, None].to(answers.dtype)
     return torch.zeros_like(x).index_add(0, token, answers)
+
+
+def _few(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
+    """One pair after the other: sorting a handful would cost more than their products."""
+    rows = []
+    for row, experts, shares in zip(x, chosen.tolist(), weights.tolist(), strict=True):
+        out = torch.zeros_like(row)
+        for expert, share in zip(experts, shares, strict=True):
+            gate, up = torch.mv(gate_up[expert], row).chunk(2)
+            out.addmv_(down[expert], F.silu(gate).mul_(up), alpha=share)
+        rows.append(out)
+    return torch.stack(rows)
 
 
 def routed_experts_definition(

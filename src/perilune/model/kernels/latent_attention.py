@@ -27,15 +27,14 @@ def attend_rows(
     return (weights.view(count * heads, length) @ past[:, :kv_lora]).view(count, heads, kv_lora)
 
 
-def attend_decode(
-    queries: Tensor, pages: Tensor, tables: Tensor, lengths: Tensor, scale: float, kv_lora: int
-) -> Tensor:
-    """Twin of attend_rows for S sequences with one row each.
+def attend_decode(queries: Tensor, pages: Tensor, tables: Tensor, bias: Tensor, scale: float) -> Tensor:
+    """Twin of attend_rows for S sequences with one row each, padded to the longest.
 
-    queries [S, H, kv_lora + rope], tables [S, blocks], lengths [S] -> [S, H, kv_lora].
+    queries [S, H, kv_lora + rope], tables [S, blocks], bias [S, 1, blocks * block_size] with 0 where a
+    token is seen and -inf where not -> [S, H, kv_lora + rope], of which the last rope values mean nothing.
     """
-    past = pages[tables].flatten(1, 2).to(queries.dtype)
-    scores = torch.bmm(queries, past.transpose(1, 2)).float() * scale
-    unseen = torch.arange(past.shape[1], device=queries.device) >= lengths[:, None]
-    weights = scores.masked_fill_(unseen[:, None], float("-inf")).softmax(dim=-1).to(queries.dtype)
-    return torch.bmm(weights, past[..., :kv_lora])
+    past = pages.index_select(0, tables.flatten()).view(len(tables), -1, pages.shape[-1]).to(queries.dtype)
+    scores = torch.baddbmm(bias, queries, past.transpose(1, 2), alpha=scale)
+    weights = scores.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+    # The whole row as value: a slice of it would be copied by the product.
+    return torch.bmm(weights, past)

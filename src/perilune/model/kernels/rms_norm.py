@@ -9,15 +9,18 @@ from __future__ import annotations
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x [..., d], weight [d] -> [..., d] in x's dtype; differentiable."""
-    if x.dtype == torch.float32 and torch.is_grad_enabled():
-        out: Tensor = _Differentiated.apply(x, weight, eps)  # type: ignore[no-untyped-call]
-        return out
-    return rms_norm_definition(x, weight, eps)
+    if x.dtype != torch.float32:
+        return rms_norm_definition(x, weight, eps)
+    if not torch.is_grad_enabled():
+        return F.rms_norm(x, weight.shape, weight, eps)
+    out: Tensor = _Differentiated.apply(x, weight, eps)  # type: ignore[no-untyped-call]
+    return out
 
 
 def rms_norm_definition(x: Tensor, weight: Tensor, eps: float) -> Tensor:
