@@ -56,7 +56,9 @@ __all__ = [
 ]
 
 IDLE_RESTARTS = 2
-"""So many restarts in a row without one edit, and the agent is only re-reading."""
+"""After so many restarts in a row that got nothing done the agent is only re-reading."""
+CHARACTERS_PER_TOKEN = 3
+"""To guess the size of tool results that no usage has counted yet; few, so the guess is high."""
 
 
 class CallModel(msgspec.Struct, frozen=True, tag="call_model"):
@@ -95,12 +97,10 @@ def next_action(state: AgentState) -> Action:
         return Done(state.outcome.status, state.outcome.message)
     if state.steps >= state.profile.max_steps:
         return Done("failed", "Failed: step limit.")
-    reason = _restart_reason(state)
-    if reason is None:
-        return CallModel(request_of(state))
     if state.idle_restarts >= IDLE_RESTARTS:
         return Done("failed", "Failed: context full.")
-    return Restart(reason)
+    reason = _restart_reason(state)
+    return CallModel(request_of(state)) if reason is None else Restart(reason)
 
 
 def request_of(state: AgentState) -> Request:
@@ -142,7 +142,9 @@ def _restart_reason(state: AgentState) -> str | None:
     if policy.restart_after_edits is not None and state.edits >= policy.restart_after_edits:
         return f"{state.edits} edits in this context"
     begins_round = policy.policy == "rolling" and state.turns[-1].calls(policy.round_starts)
-    # The results of the last turn are not counted yet: by the next answer they are.
-    if state.context_tokens > policy.max_tokens and not begins_round:
-        return f"{state.context_tokens} tokens of context"
+    uncounted = sum(len(result.content) for result in state.turns[-1].results.values())
+    tokens = state.context_tokens + uncounted // CHARACTERS_PER_TOKEN
+    # A new round drops the old one, so its size says nothing about the next prompt.
+    if tokens > policy.max_tokens and state.context_tokens and not begins_round:
+        return f"about {tokens} tokens of context"
     return None

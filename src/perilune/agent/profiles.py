@@ -35,6 +35,8 @@ class ContextPolicy(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_tokens: int = 200_000
     """Restart with a fresh context rather than send a longer prompt."""
     restart_after_edits: int | None = None
+    restart_note: str = ""
+    """Said to the agent at the start of a fresh context; empty says nothing."""
 
 
 class Sampling(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -74,6 +76,17 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     def tool(self, name: str) -> Tool | None:
         return next((tool for tool in self.tools if tool.name == name), None)
+
+    def fitted(self, context_length: int) -> Profile:
+        """This profile with its context limits within a model of so many tokens, prompt and output."""
+        answer = min(self.sampling.max_tokens or context_length // 4, context_length // 4)
+        context = msgspec.structs.replace(
+            self.context, max_tokens=min(self.context.max_tokens, context_length - 2 * answer)
+        )
+        if self.sampling.max_tokens is None:
+            return msgspec.structs.replace(self, context=context)
+        sampling = msgspec.structs.replace(self.sampling, max_tokens=answer)
+        return msgspec.structs.replace(self, context=context, sampling=sampling)
 
 
 def load_profile(name: str, folder: Path = FOLDER) -> Profile:

@@ -28,6 +28,7 @@ from perilune.agent.tools.context import ToolContext
 from perilune.agent.workspace import Workspace
 from perilune.backends.base import Backend, complete
 from perilune.chat.messages import ToolCall, Usage
+from perilune.errors import ContextTooLong
 
 
 @dataclass(frozen=True)
@@ -79,7 +80,10 @@ async def _perform(
 ) -> list[Record]:
     match action:
         case CallModel():
-            return [AnswerRecord(await complete(backend, action.request))]
+            try:
+                return [AnswerRecord(await complete(backend, action.request))]
+            except ContextTooLong:
+                return [RestartRecord("the prompt exceeds the model's context")]
         case RunTools():
             context = ToolContext.of(action, workspace, state.profile, sandbox)
             return [await _run(call, context) for call in action.calls[:1]]

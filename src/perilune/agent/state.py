@@ -119,7 +119,7 @@ class AgentState(msgspec.Struct, frozen=True, kw_only=True):
     total_edits: int = 0
     restarts: int = 0
     idle_restarts: int = 0
-    """Restarts in a row whose context saw no successful edit."""
+    """Restarts in a row whose context got nothing done."""
     context_tokens: int = 0
     """Prompt and answer of the last model call of this context."""
     repeated: int = 0
@@ -290,7 +290,7 @@ def _tool_answered(state: AgentState, record: ToolRecord) -> AgentState:
         turns=(*state.turns[:-1], turn),
         edits=state.edits + edits,
         total_edits=state.total_edits + edits,
-        idle_restarts=0 if edits else state.idle_restarts,
+        idle_restarts=0 if edits or _is_progress(last, record) else state.idle_restarts,
     )
     return state if turn.pending else _turn_ended(state)
 
@@ -325,17 +325,24 @@ def _count_repeats(state: AgentState, turn: Turn) -> AgentState:
 def _restarted(state: AgentState) -> AgentState:
     if state.turns and state.turns[-1].pending:
         raise ValueError("a restart while tool calls are open")
-    rolling = state.profile.context.policy == "rolling"
-    return msgspec.structs.replace(
+    idle = not any(
+        record.ok and (record.mutated or _is_progress(turn, record))
+        for turn in state.turns
+        for record in turn.results.values()
+    )
+    state = msgspec.structs.replace(
         state,
-        turns=tuple(turn for turn in state.turns if _creates_agent(turn)) if rolling else (),
+        turns=tuple(turn for turn in state.turns if _creates_agent(turn)),
         opening_note=None,
         edits=0,
         restarts=state.restarts + 1,
-        idle_restarts=0 if state.edits else state.idle_restarts + 1,
+        idle_restarts=state.idle_restarts + 1 if idle else 0,
         context_tokens=0,
         nudged=False,
+        outcome=None,
     )
+    note = state.profile.context.restart_note
+    return _noted(state, note) if note else state
 
 
 def _noted(state: AgentState, text: str) -> AgentState:
@@ -357,6 +364,13 @@ def _with_turns(
     # Only what may be sent again is kept, so 300 assignments cost no more memory than eight.
     state = msgspec.structs.replace(state, turns=sent_turns(state))
     return state if nudged is None else msgspec.structs.replace(state, nudged=nudged)
+
+
+def _is_progress(turn: Turn, record: ToolRecord) -> bool:
+    """A task handed out and answered: for an orchestrator what an edit is for others."""
+    return record.ok and any(
+        call.id == record.call_id and call.name == "assign_task" for call in turn.answer.tool_calls
+    )
 
 
 def _creates_agent(turn: Turn) -> bool:
