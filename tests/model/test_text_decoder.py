@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from torch import Tensor
 
 from perilune.model.attention import AbsorbedAttention, CausalAttention, LatentCache, PagedBatch
 from perilune.model.config import TextConfig, Yarn
+from perilune.model.kernels import latent_attention
 from perilune.model.kernels.causal_attention import causal_attention, causal_attention_definition
 from perilune.model.kernels.experts import routed_experts, routed_experts_definition
 from perilune.model.kernels.rms_norm import rms_norm, rms_norm_definition
@@ -178,6 +180,32 @@ def test_absorbed_equals_plain_for_mixed_chunks_and_decodes(shape: str, block_si
         for s, logits in paged.step(pieces).items():
             torch.testing.assert_close(logits, want[s, start[s] : start[s] + pieces[s]], rtol=0, atol=1e-5)
     assert paged.done == [24, 24, 24]
+
+
+@pytest.mark.parametrize("rows_at_once", [1, 7, 64])
+def test_chunks_in_parts_equal_their_definition(monkeypatch: pytest.MonkeyPatch, rows_at_once: int) -> None:
+    pages = normal(10, 8, 24)
+    table = torch.tensor([4, 1, 9, 0, 2, 3, 7, 5])
+    queries = normal(30, 2, 24)
+    monkeypatch.setattr(latent_attention, "MAX_ROWS_AT_ONCE", rows_at_once)
+    got = latent_attention.attend_chunk(queries, pages, table, 61, 0.2, 16)
+    want = latent_attention.attend_rows(queries, pages, table, 61, 0.2, 16)
+    torch.testing.assert_close(got, want, rtol=0, atol=1e-5)
+
+
+def test_scores_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latent_attention, "SCORES_AT_ONCE", 2 * 61 * 3)
+    sizes = []
+    whole = latent_attention.attend_rows
+
+    def noting(queries: Tensor, *rest: Any) -> Tensor:
+        sizes.append(len(queries))
+        return whole(queries, *rest)
+
+    monkeypatch.setattr(latent_attention, "attend_rows", noting)
+    table = torch.arange(8)
+    latent_attention.attend_chunk(normal(30, 2, 24), normal(10, 8, 24), table, 61, 0.2, 16)
+    assert sizes == [3] * 10
 
 
 def test_far_positions_stay_exact() -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from perilune.model.config import TextConfig
 from perilune.model.kernels.causal_attention import causal_attention
-from perilune.model.kernels.latent_attention import attend_decode, attend_rows
+from perilune.model.kernels.latent_attention import attend_chunk, attend_decode
 
 
 @dataclass(frozen=True)
@@ -186,7 +186,7 @@ class AbsorbedAttention:
             mixed[rows] = self._attend_single(wide[rows], pages, scale)[..., :kv_lora]
         for s in self._chunks:
             first, last = batch.query_start[s], batch.query_start[s + 1]
-            mixed[first:last] = attend_rows(
+            mixed[first:last] = attend_chunk(
                 wide[first:last], pages, batch.block_tables[s], batch.context_lens[s], scale, kv_lora
             )
         return mixed

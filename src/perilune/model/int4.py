@@ -53,8 +53,8 @@ def fake_quantise(weight: Tensor, group_size: int) -> Tensor:
     """The weight as INT4 would store it, in weight's dtype; its gradient passes straight through."""
     with torch.no_grad():
         stored = _scaled(*quantise(weight, group_size)).to(weight.dtype)
-        change = stored - weight
-    return weight + change
+    # Exactly `stored`: the difference is zero, only its gradient is not.
+    return stored + (weight - weight.detach())
 
 
 def _scaled(values: Tensor, scale: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Attention of wide queries over paged latents: one definition, one batched twin for decode rows.
+"""Attention of wide queries over paged latents: a definition, and what prefill and decode run.
 
 `pages` is one layer of the cache, [blocks, block_size, kv_lora + rope]; a row is key and value at
 once: all of it is the key, its first kv_lora values are the value.
@@ -8,6 +8,10 @@ from __future__ import annotations
 
 import torch
 from torch import Tensor
+
+SCORES_AT_ONCE = 2**23
+"""32 MiB of F32 scores: near the caches of a CPU, and little beside a model."""
+MAX_ROWS_AT_ONCE = 256
 
 
 def attend_rows(
@@ -25,6 +29,20 @@ def attend_rows(
     hidden = torch.arange(length, device=queries.device) > last_seen[:, None]
     weights = scores.masked_fill_(hidden[:, None], float("-inf")).softmax(dim=-1).to(queries.dtype)
     return (weights.view(count * heads, length) @ past[:, :kv_lora]).view(count, heads, kv_lora)
+
+
+def attend_chunk(
+    queries: Tensor, pages: Tensor, table: Tensor, length: int, scale: float, kv_lora: int
+) -> Tensor:
+    """attend_rows in parts: no more than SCORES_AT_ONCE scores live at once, the later past is skipped."""
+    count, heads, _ = queries.shape
+    rows = min(MAX_ROWS_AT_ONCE, max(1, SCORES_AT_ONCE // (heads * length)))
+    parts = []
+    for first in range(0, count, rows):
+        last = min(first + rows, count)
+        seen = length - count + last
+        parts.append(attend_rows(queries[first:last], pages, table, seen, scale, kv_lora))
+    return parts[0] if len(parts) == 1 else torch.cat(parts)
 
 
 def attend_decode(queries: Tensor, pages: Tensor, tables: Tensor, bias: Tensor, scale: float) -> Tensor:
