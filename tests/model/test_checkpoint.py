@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import struct
 from collections.abc import Callable
 from dataclasses import replace
@@ -22,6 +23,7 @@ from perilune.model.layout import text_tensors
 from perilune.model.load import load_model
 from perilune.model.text import TextDecoder
 from perilune.model.tiny import TINY, random_decoder, write_tiny_checkpoint
+from perilune.model.writer import write_checkpoint
 
 GATE_5 = "model.layers.1.mlp.experts.5.gate_proj"
 
@@ -69,6 +71,33 @@ def test_written_tensors_are_exactly_the_official_ones(tmp_path: Path) -> None:
     index = json.loads((tmp_path / INDEX_NAME).read_text())
     assert all(name.startswith("language_model.") for name in index["weight_map"])
     assert index["metadata"]["total_size"] == sum(spec.nbytes for spec in text_tensors(config))
+
+
+def test_writing_again_replaces_every_shard(tmp_path: Path) -> None:
+    write_checkpoint(random_decoder(seed=1).state_dict(), TINY, tmp_path, shard_bytes=20_000)
+    write_checkpoint(random_decoder(seed=2).state_dict(), TINY, tmp_path)
+    assert [path.name for path in tmp_path.glob("*.safetensors")] == ["model-00001-of-000001.safetensors"]
+    write_checkpoint(random_decoder(seed=2).state_dict(), TINY, tmp_path / "fresh")
+    assert torch.equal(logits(load_model(tmp_path)), logits(load_model(tmp_path / "fresh")))
+
+
+@pytest.mark.parametrize(
+    ("change", "says"),
+    [
+        (lambda state: state.pop("model.norm.weight"), "model.norm.weight: missing"),
+        (lambda state: state.update(extra=torch.zeros(1)), "extra: not a tensor"),
+        (lambda state: state.update({"model.norm.weight": torch.ones(3)}), r"has shape \[3\]"),
+        (lambda state: state.update({"model.norm.weight": torch.full((64,), math.nan)}), "NaN"),
+    ],
+)
+def test_a_state_of_another_model_is_not_written(
+    tmp_path: Path, change: Callable[[dict[str, torch.Tensor]], object], says: str
+) -> None:
+    state = random_decoder().state_dict()
+    change(state)
+    with pytest.raises(CheckpointError, match=says):
+        write_checkpoint(state, TINY, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 def test_single_file_without_prefix(tmp_path: Path) -> None:

@@ -11,10 +11,12 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor
 
+from perilune.errors import CheckpointError
 from perilune.model.checkpoint import INDEX_NAME, PREFIX
 from perilune.model.config import Int4, TextConfig
-from perilune.model.content_hash import write_list
+from perilune.model.content_hash import LIST_NAME, write_list
 from perilune.model.int4 import pack, quantise
+from perilune.model.text import TextDecoder
 
 IGNORE = (
     "lm_head",
@@ -36,10 +38,14 @@ def write_checkpoint(
     """Write `state` (a TextDecoder's state_dict) to `folder`, experts as config.quantization says.
 
     Weights are rounded to BF16, the selection bias stays F32. `extra` are top-level entries of
-    config.json (media ids, say). The index comes last but for the list of hashes: a folder without
-    it is not a checkpoint.
+    config.json (media ids, say). An older checkpoint in the folder is replaced; the index comes last
+    but for the list of hashes, and without it a folder is not a checkpoint.
+    Raises CheckpointError when the state is not that of a decoder of this config, or not finite.
     """
+    _check_state(state, config)
     folder.mkdir(parents=True, exist_ok=True)
+    for stale in (folder / LIST_NAME, folder / INDEX_NAME, *folder.glob("model-*-of-*.safetensors")):
+        stale.unlink(missing_ok=True)
     shards = list(_shards(official_tensors(state, config), shard_bytes))
     weight_map, total = {}, 0
     for number, shard in enumerate(shards, start=1):
@@ -100,6 +106,23 @@ def official_config(config: TextConfig) -> dict[str, Any]:
         "dtype": "bfloat16",
         "text_config": text,
     }
+
+
+def _check_state(state: Mapping[str, Tensor], config: TextConfig) -> None:
+    with torch.device("meta"):
+        want = {name: tensor.shape for name, tensor in TextDecoder(config).state_dict().items()}
+    for name in sorted(want.keys() ^ state.keys()):
+        problem = "missing from the state" if name in want else "not a tensor of this config"
+        raise CheckpointError(problem, field=name, mend="write the state of the decoder that has this config")
+    for name, tensor in state.items():
+        if tensor.shape != want[name]:
+            raise CheckpointError(
+                f"has shape {list(tensor.shape)}, the config says {list(want[name])}",
+                field=name,
+                mend="write the state of the decoder that has this config",
+            )
+        if not torch.isfinite(tensor).all():
+            raise CheckpointError("holds NaN or infinity", field=name, mend="go back to an earlier state")
 
 
 def _expert_matrix(name: str, matrix: Tensor, packing: Int4 | None) -> Iterator[tuple[str, Tensor]]:
