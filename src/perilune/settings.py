@@ -81,8 +81,8 @@ class Settings:
     price_book: str = ""
     """TOML file with prices; empty means the bundled book."""
     sampling_policy: Literal["", "strict", "clamp", "open"] = ""
-    """What to do with sampling values a model does not allow: `strict` refuses, `clamp` replaces, `open` honours;
-    empty leaves it to the model's entry."""
+    """What to do with sampling values a model does not allow: `strict` refuses, `clamp` replaces, `open`
+    honours; empty leaves it to the model's entry."""
     unsandboxed: bool = False
     """Let agents run commands without isolation where no sandbox is available."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"
