@@ -1,12 +1,14 @@
 """Messages between the engine process and its client: msgspec frames over a local socket.
 
-A frame is a 4-byte little-endian length and a MessagePack body. The engine deals in token ids only;
-text, roles and templates do not exist here. This file imports no torch.
+A frame is a 4-byte little-endian length and a MessagePack array of messages: what one engine step has
+to say to all its calls travels together. The engine deals in token ids only; text, roles and templates
+do not exist here. This file imports no torch.
 """
 
 from __future__ import annotations
 
-from typing import Literal
+from collections.abc import Sequence
+from typing import Generic, Literal, TypeVar
 
 import msgspec
 
@@ -24,8 +26,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     checkpoint: str
     """Folder in the official layout."""
     dtype: Literal["float32", "bfloat16"] = "float32"
-    block_size: int = 16
-    """Tokens in one cache block."""
+    block_size: int = 0
+    """Tokens in one cache block; 0 lets the engine choose by the width of a latent."""
     cache_tokens: int = 131072
     """Latent cache size, in tokens over all sequences."""
     max_batch_tokens: int = 2048
@@ -75,6 +77,8 @@ Command = Start | Generate | Abort | Check
 class Ready(msgspec.Struct, frozen=True, kw_only=True, tag="ready"):
     vocab_size: int
     max_context: int
+    """Most tokens of one call, prompt and output together."""
+    block_size: int
     checkpoint_hash: str
     notes: tuple[str, ...] = ()
     """What was chosen at start and why (kernels, dtype, threads), for people."""
@@ -95,6 +99,8 @@ class Failed(msgspec.Struct, frozen=True, kw_only=True, tag="failed"):
     code: str
     """`code` of the error class in errors.py."""
     message: str
+    field: str | None = None
+    mend: str | None = None
 
 
 class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
@@ -105,9 +111,57 @@ class Stats(msgspec.Struct, frozen=True, kw_only=True, tag="stats"):
     blocks_cached: int
     blocks_used: int
     tokens_prefilled: int
+    """Prompt tokens computed, those of resumed sequences included."""
     tokens_from_cache: int
+    """Prompt tokens of calls that were not computed: the sum of cached_tokens."""
     tokens_generated: int
     preemptions: int
 
 
 Reply = Ready | Chunk | Failed | Stats
+
+
+HEADER_BYTES = 4
+MAX_FRAME_BYTES = 256 * 1024 * 1024
+"""A longer frame means that the two ends lost step; the real vocabulary takes about 2 MB."""
+
+Message = TypeVar("Message")
+_encoder = msgspec.msgpack.Encoder()
+
+
+def encode_frame(messages: Sequence[Command] | Sequence[Reply]) -> bytes:
+    body = _encoder.encode(messages)
+    return len(body).to_bytes(HEADER_BYTES, "little") + body
+
+
+class FrameReader(Generic[Message]):
+    """Bytes in whatever pieces they arrive, messages out."""
+
+    def __init__(self, decoder: msgspec.msgpack.Decoder[list[Message]]) -> None:
+        self._decoder = decoder
+        self._buffer = bytearray()
+
+    def feed(self, data: bytes) -> list[Message]:
+        """The messages that `data` completes. Raises msgspec.DecodeError for what is no frame."""
+        self._buffer += data
+        messages: list[Message] = []
+        start = 0
+        while len(self._buffer) - start >= HEADER_BYTES:
+            body = start + HEADER_BYTES
+            size = int.from_bytes(self._buffer[start:body], "little")
+            if size > MAX_FRAME_BYTES:
+                raise msgspec.DecodeError(f"a frame of {size} bytes")
+            if len(self._buffer) < body + size:
+                break
+            messages += self._decoder.decode(memoryview(self._buffer)[body : body + size])
+            start = body + size
+        del self._buffer[:start]
+        return messages
+
+
+def command_reader() -> FrameReader[Command]:
+    return FrameReader(msgspec.msgpack.Decoder(list[Command]))
+
+
+def reply_reader() -> FrameReader[Reply]:
+    return FrameReader(msgspec.msgpack.Decoder(list[Reply]))
