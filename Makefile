@@ -1,0 +1,87 @@
+# Two commands matter: `make run` and `make test`. All they install lies in .venv, made here from nothing.
+#
+#   make run FILES=300      300 sub-agents          make run RUN_ONCE=1    end by itself
+#   make run FRESH=1        start the demo anew     make PYTHON=python3.12 PIP_FLAGS='--index-url ...'
+
+PYTHON ?= python3
+VENV ?= .venv
+FILES ?= 60
+PIP_FLAGS ?=
+PYTEST_FLAGS ?=
+
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+PROJECT := build/example-$(FILES)
+SOURCES := pyproject.toml constraints.txt
+TOOLS = $(wildcard examples scripts benchmarks nano)
+# One thread per worker: two test workers with a torch pool each would fight for the cores.
+PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
+
+.DELETE_ON_ERROR:
+.PHONY: help setup run test lint oracle clients peers crash soak bench clean
+
+help:
+	@sed -n '1,5s/^# \{0,1\}//p' Makefile
+	@echo "Targets: setup run test lint oracle clients peers crash soak bench clean"
+
+setup: $(VENV)/.engine
+
+$(VENV)/.made:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null || { \
+		echo "perilune: $(PYTHON) is not Python 3.11 or later (install one, then: make PYTHON=python3.12)"; exit 1; }
+	@$(PYTHON) -m venv $(VENV) || { \
+		echo "perilune: $(PYTHON) cannot make a virtual environment (install its venv package, such as python3-venv)"; exit 1; }
+	@touch $@
+
+$(VENV)/.engine: $(VENV)/.made $(SOURCES)
+	@echo "Setting up $(VENV): Perilune and its engine ..."
+	@$(PIP) --editable '.[engine]'
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.engine
+	@echo "Setting up $(VENV): what the tests need ..."
+	@$(PIP) --editable '.[engine,dev]'
+	@touch $@
+
+$(VENV)/.oracle: $(VENV)/.dev
+	@$(PIP) --editable '.[engine,dev,oracle]'
+	@touch $@
+
+$(PROJECT): $(VENV)/.engine examples/make_project.py
+	@rm -rf $@ $@.draft
+	@$(BIN)/python examples/make_project.py $@.draft --files $(FILES) && mv $@.draft $@
+
+run: setup $(PROJECT)
+	@$(BIN)/perilune doctor
+	@exec $(BIN)/perilune demo --project $(PROJECT) $(if $(filter-out 0,$(RUN_ONCE)),--once) $(if $(filter-out 0,$(FRESH)),--fresh)
+
+test: lint
+	$(PYTEST) -n 2 -m 'not oracle and not crash and not slow'
+
+lint: $(VENV)/.dev
+	$(BIN)/ruff check src tests $(TOOLS)
+	$(BIN)/ruff format --check src tests $(TOOLS)
+	$(BIN)/mypy
+
+oracle: $(VENV)/.oracle   # our numbers and texts against transformers and compressed-tensors
+	$(PYTEST) -m oracle
+
+clients: $(VENV)/.dev     # the openai SDK against a real server
+	$(PYTEST) tests/api
+
+crash: $(VENV)/.dev       # kill -9 at random moments, again and again
+	$(PYTEST) -m crash
+
+soak: $(VENV)/.dev        # what takes longer than a few seconds
+	$(PYTEST) -m slow
+
+bench: $(VENV)/.dev       # today's numbers on this machine
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/swarm.py
+
+peers: $(VENV)/.oracle    # the same beside what can be compared here: transformers
+	$(BIN)/python benchmarks/engine.py --peers
+	$(BIN)/python benchmarks/swarm.py --peers
+
+clean:
+	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache

@@ -1,0 +1,87 @@
+"""What all commands share: a parser that answers a mistake with one line, and flags that are settings."""
+
+from __future__ import annotations
+
+import argparse
+from typing import TYPE_CHECKING, Any, NoReturn
+
+if TYPE_CHECKING:
+    from perilune.settings import Settings
+
+USAGE_ERROR = 2
+
+Commands = Any
+"""argparse's list of sub-commands; its class has no public name."""
+
+SETTING_FLAGS = {
+    "home": ("DIR", "the folder that holds all state (default: perilune in the user's data folder)"),
+    "host": ("ADDRESS", "address to listen on"),
+    "port": ("PORT", "port of the API; 0 takes any free one"),
+    "admin_port": ("PORT", "loopback port of the admin door; 0 leaves it closed"),
+    "serve_as": ("NAME", "another name under which the served model answers"),
+    "checkpoint": ("DIR", "folder of the model that the engine serves (default: the bundled perilune-nano)"),
+    "dtype": ("FORMAT", "number format of the engine: float32 or bfloat16"),
+    "threads": ("N", "threads of the engine; 0 lets it choose"),
+    "max_agents": ("N", "most sub-agents that live at once; more wait"),
+    "log_level": ("LEVEL", "debug, info, warning or error"),
+}
+"""Setting -> placeholder, help. The values are text: settings.py converts and checks them."""
+
+
+class OneLineParser(argparse.ArgumentParser):
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **{**kwargs, "allow_abbrev": False})
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(USAGE_ERROR, f"perilune: {message} (see: {self.prog} --help)\n")
+
+
+def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
+    """Flags for these settings and --home."""
+    for name in ("home", *names):
+        placeholder, said = SETTING_FLAGS[name]
+        parser.add_argument(
+            f"--{name.replace('_', '-')}", dest=f"setting_{name}", metavar=placeholder, help=said
+        )
+
+
+def add_unsandboxed(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--unsandboxed",
+        dest="setting_unsandboxed",
+        action="store_const",
+        const=True,
+        help="let agents run commands without isolation where no sandbox is available",
+    )
+
+
+def load_settings(given: argparse.Namespace) -> Settings:
+    """Settings from file, environment and the flags of this command. Raises ConfigError."""
+    from perilune.settings import Settings
+
+    flags = {
+        name.removeprefix("setting_"): value
+        for name, value in vars(given).items()
+        if name.startswith("setting_")
+    }
+    return Settings.load(None, flags)
+
+
+def whole(text: str) -> int:
+    """A count of at least one, for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a whole number of at least 1")
+    return int(text)
+
+
+def dollars(text: str) -> int:
+    """Nano-USD from an amount such as 1.50, for argparse."""
+    from decimal import Decimal, InvalidOperation
+
+    try:
+        amount = Decimal(text.removeprefix("$"))
+    except InvalidOperation:
+        amount = Decimal(0)
+    if not amount.is_finite() or amount <= 0 or amount > 1_000_000:
+        raise argparse.ArgumentTypeError(f"{text!r} is not an amount of dollars, such as 1.50")
+    return int(amount * 1_000_000_000)

@@ -1,0 +1,74 @@
+"""The command `perilune`: finds the command that was asked for, and turns its errors into one line each.
+
+A command's file adds its parser and names the function that runs it; that function imports its room when it
+is called, so `perilune --help` loads nothing else.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from argparse import Namespace
+from collections.abc import Sequence
+
+from perilune import __version__
+from perilune.cli import doctor
+from perilune.cli.flags import Commands, OneLineParser
+from perilune.errors import PeriluneError
+
+INTERRUPTED = 130
+ENGINE_PACKAGES = ("torch", "safetensors", "numpy", "llguidance")
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run one command; its exit code. Never raises for what a user can cause."""
+    try:
+        given = build_parser().parse_args(arguments)
+        code = given.run(given)
+        assert isinstance(code, int), "a command returns its exit code"
+        sys.stdout.flush()
+        return code
+    except PeriluneError as error:
+        return complain(str(error), error.exit_code)
+    except ModuleNotFoundError as error:
+        if (error.name or "").partition(".")[0] not in ENGINE_PACKAGES:
+            raise
+        return complain(
+            f"the bundled model needs the package {error.name} (pip install 'perilune[engine]', or connect "
+            "a model of your own: perilune connect URL)"
+        )
+    except KeyboardInterrupt:
+        return complain("stopped", INTERRUPTED)
+    except BrokenPipeError:
+        # Whoever read our output has gone; a second failure at exit would only make noise.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+
+
+def complain(text: str, code: int = 1) -> int:
+    """Say what went wrong in one line on standard error; the exit code it was given."""
+    print(f"perilune: {' '.join(text.split())}", file=sys.stderr)
+    return code
+
+
+def print_version(_: Namespace) -> int:
+    print(f"perilune {__version__}")
+    return 0
+
+
+def build_parser() -> OneLineParser:
+    parser = OneLineParser(
+        prog="perilune",
+        description="A self-hosted Kimi K2.6 platform: crash-proof agent swarm, wire-compatible API.",
+        epilog="Exit codes: 0 done, 1 failed, 2 wrong input, 3 HOME in use, 4 storage, 5 checkpoint, "
+        "6 model endpoint, 7 engine, 8 sandbox, 9 swarm, 10 budget used up, 130 interrupted.",
+    )
+    parser.add_argument("--version", action="version", version=f"perilune {__version__}")
+    commands: Commands = parser.add_subparsers(
+        title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser
+    )
+    for command in (doctor,):
+        command.add(commands)
+    version = commands.add_parser("version", help="print the version")
+    version.set_defaults(run=print_version)
+    return parser

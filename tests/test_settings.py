@@ -1,0 +1,112 @@
+"""Settings: the order of their sources, and one clear line for whatever is wrong."""
+
+from __future__ import annotations
+
+import stat
+import subprocess
+import sys
+from dataclasses import FrozenInstanceError, fields
+from pathlib import Path
+
+import pytest
+
+from perilune.errors import ConfigError
+from perilune.settings import FILE_NAME, Settings, default_home, save_connection
+
+ROOT = Path(__file__).parents[1]
+
+
+def test_later_sources_win(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('port = 1\nhost = "0.0.0.0"\nretries = 7\n')
+    env = {"PERILUNE_PORT": "2", "PERILUNE_HOST": "::1"}
+    settings = Settings.load(tmp_path, {"port": 3, "log_level": None}, env)
+    assert (settings.port, settings.host, settings.retries, settings.log_level) == (3, "::1", 7, "info")
+
+
+def test_home_comes_from_argument_flag_variable_or_data_folder(tmp_path: Path) -> None:
+    one, two, three = (tmp_path / name for name in "abc")
+    assert Settings.load(one, {"home": two}, {"PERILUNE_HOME": str(three)}).home == one
+    assert Settings.load(None, {"home": two}, {"PERILUNE_HOME": str(three)}).home == two
+    assert Settings.load(None, {}, {"PERILUNE_HOME": str(three)}).home == three
+    assert Settings.load(None, {}, {"XDG_DATA_HOME": str(one)}).home == one / "perilune"
+    assert default_home({"HOME": "/u"}) == Path("/u/.local/share/perilune")
+
+
+def test_settings_are_frozen(tmp_path: Path) -> None:
+    with pytest.raises(FrozenInstanceError):
+        Settings(home=tmp_path).port = 1  # type: ignore[misc]
+
+
+def test_keys_are_not_shown(tmp_path: Path) -> None:
+    assert "plk_secret" not in repr(Settings(home=tmp_path, api_key="plk_secret", model_key="plk_secret"))
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        ("prot = 1", ["prot", "unknown setting", "did you mean port?"]),
+        ("[swarm]\nx = 1", ["swarm", "unknown setting"]),
+        ('port = "high"', ["port", "'high'", "a whole number"]),
+        ("port = 70000", ["port", "between 0 and 65535"]),
+        ("retries = -1", ["retries", "at least 0"]),
+        ('dtype = "int8"', ["dtype", "one of float32, bfloat16"]),
+        ('home = "/x"', ["home", "--home"]),
+        ("port = ", ["not valid TOML"]),
+        ("unsandboxed = 3", ["unsandboxed", "true or false"]),
+        ("model_timeout_s = 0", ["model_timeout_s", "at least"]),
+    ],
+)
+def test_a_bad_file_gets_one_clear_line(tmp_path: Path, text: str, words: list[str]) -> None:
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(ConfigError) as caught:
+        Settings.load(tmp_path, {}, {})
+    assert all(word in str(caught.value) for word in words), str(caught.value)
+    assert "\n" not in str(caught.value).strip()
+
+
+def test_a_bad_variable_or_flag_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="environment variable PERILUNE_PORTT"):
+        Settings.load(tmp_path, {}, {"PERILUNE_PORTT": "1"})
+    with pytest.raises(ConfigError, match="flag --max-agents"):
+        Settings.load(tmp_path, {"max_agents": "many"}, {})
+
+
+def test_empty_and_foreign_variables_count_as_absent(tmp_path: Path) -> None:
+    settings = Settings.load(tmp_path, {}, {"PERILUNE_PORT": "", "PERILUNE_K26_TOKENIZER": "/x", "PORT": "9"})
+    assert settings == Settings(home=tmp_path)
+
+
+@pytest.mark.parametrize(("word", "value"), [("1", True), ("Yes", True), ("off", False), ("false", False)])
+def test_words_for_yes_and_no(tmp_path: Path, word: str, value: bool) -> None:
+    assert Settings.load(tmp_path, {}, {"PERILUNE_UNSANDBOXED": word}).unsandboxed is value
+
+
+def test_a_connection_is_saved_beside_other_lines(tmp_path: Path) -> None:
+    path = tmp_path / FILE_NAME
+    path.write_text('# mine\nport = 9\nmodel_url = "http://old"\n')
+    save_connection(tmp_path, "http://x/v1", 'k"1', "kimi-k2.6")
+    settings = Settings.load(tmp_path, {}, {})
+    assert (settings.model_url, settings.model_key, settings.model_name) == (
+        "http://x/v1",
+        'k"1',
+        "kimi-k2.6",
+    )
+    assert settings.port == 9 and "# mine" in path.read_text()
+    assert stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+def test_a_file_that_cannot_be_edited_safely_is_left_alone(tmp_path: Path) -> None:
+    text = 'model_url = """\nhttp://old\n"""\n'
+    (tmp_path / FILE_NAME).write_text(text)
+    with pytest.raises(ConfigError):
+        save_connection(tmp_path, "http://x/v1", "", "m")
+    assert (tmp_path / FILE_NAME).read_text() == text
+
+
+def test_the_page_says_what_the_code_says() -> None:
+    command = [sys.executable, str(ROOT / "scripts" / "settings_page.py"), "--check"]
+    env = {"PYTHONPATH": str(ROOT / "src"), "PATH": "/usr/bin:/bin"}
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    page = (ROOT / "docs" / "settings.md").read_text()
+    assert [one.name for one in fields(Settings) if f"| `{one.name}` |" not in page] == []
