@@ -1,0 +1,238 @@
+"""K2.6's chat format: a conversation to the pieces of a prompt.
+
+A prompt is a sequence of pieces: control tokens (`Special`) and text. Only this module makes control
+tokens; whatever users, tools and files say stays text, so a message that spells `<|im_end|>` is just that
+spelling. There is no BOS and nothing between turns.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from perilune.chat.declaration import declare
+from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall, VideoPart
+from perilune.chat.tokenizer import (
+    CALL_ARGUMENTS,
+    CALL_BEGIN,
+    CALL_END,
+    END_THINK,
+    IM_ASSISTANT,
+    IM_END,
+    IM_MIDDLE,
+    IM_SYSTEM,
+    IM_USER,
+    SECTION_BEGIN,
+    SECTION_END,
+    THINK,
+    Tokenizer,
+)
+from perilune.errors import UnsupportedInput
+
+DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
+
+
+@dataclass(frozen=True, slots=True)
+class Special:
+    """A control token by name."""
+
+    name: str
+
+
+Piece = str | Special
+
+
+def render(
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    *,
+    thinking: bool,
+    keep_thinking: bool = False,
+    generate: bool = True,
+    default_system: bool = False,
+) -> tuple[Piece, ...]:
+    """The prompt of a conversation; texts that touch are one piece.
+
+    `generate` opens the assistant's turn at the end, unless the last message is partial: then the model
+    goes on within it. `default_system` introduces Kimi where the first message is no system message; it
+    is unsettled whether K2.6 was trained so, and off."""
+    messages = canonical_calls(messages)
+    if default_system and (not messages or messages[0].role != "system"):
+        messages = (Message(role="system", content=DEFAULT_SYSTEM), *messages)
+    return tuple(_joined(_pieces(messages, tools, thinking, keep_thinking, generate)))
+
+
+def render_text(
+    messages: Sequence[Message],
+    tools: Sequence[Tool] = (),
+    *,
+    thinking: bool,
+    keep_thinking: bool = False,
+    generate: bool = True,
+) -> str:
+    """The prompt as text, for people: here a control token and its spelling look alike."""
+    pieces = render(messages, tools, thinking=thinking, keep_thinking=keep_thinking, generate=generate)
+    return "".join(piece if isinstance(piece, str) else piece.name for piece in pieces)
+
+
+def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the pieces, each text by itself."""
+    ids: list[int] = []
+    for piece in pieces:
+        if isinstance(piece, str):
+            ids.extend(tokenizer.encode(piece))
+        else:
+            ids.append(tokenizer.special(piece.name))
+    return ids
+
+
+def prompt_ids(request: Request, tokenizer: Tokenizer) -> list[int]:
+    """Token ids of the prompt of a request."""
+    pieces = render(
+        request.messages, request.tools, thinking=request.thinking, keep_thinking=request.keep_thinking
+    )
+    return encode(pieces, tokenizer)
+
+
+def starts_thinking(request: Request) -> bool:
+    """Whether the prompt ends inside an open think block, so that the answer begins with reasoning."""
+    return request.thinking and not _is_partial(request.messages)
+
+
+# ---- tool-call ids
+
+
+def canonical_calls(messages: Sequence[Message]) -> tuple[Message, ...]:
+    """The messages with every call id as `functions.NAME:IDX`, results following their calls.
+
+    The id is the only place where the model sees the function's name, and K2 answers foreign ids by empty
+    turns. An index that already counts up is kept, so a conversation whose beginning was dropped goes on
+    with its numbers."""
+    return _renumbered(messages)[0]
+
+
+def next_call_index(messages: Sequence[Message]) -> int:
+    """The IDX of the next call of this conversation."""
+    return _renumbered(messages)[1]
+
+
+def call_id(name: str, index: int) -> str:
+    return f"functions.{name}:{index}"
+
+
+def _renumbered(messages: Sequence[Message]) -> tuple[tuple[Message, ...], int]:
+    counter = 0
+    answers: dict[str, list[str]] = {}
+    out: list[Message] = []
+    for message in messages:
+        if message.tool_calls:
+            calls: list[ToolCall] = []
+            fresh: dict[str, list[str]] = {}
+            for call in message.tool_calls:
+                index = max(_own_index(call), counter)
+                calls.append(msgspec.structs.replace(call, id=call_id(call.name, index)))
+                fresh.setdefault(call.id, []).append(calls[-1].id)
+                counter = index + 1
+            answers.update(fresh)
+            message = msgspec.structs.replace(message, tool_calls=tuple(calls))
+        elif message.role == "tool" and message.tool_call_id in answers:
+            ids = answers[message.tool_call_id]
+            # Several calls that share an id are answered in their order.
+            renamed = ids.pop(0) if len(ids) > 1 else ids[0]
+            message = msgspec.structs.replace(message, tool_call_id=renamed)
+        out.append(message)
+    return tuple(out), counter
+
+
+def _own_index(call: ToolCall) -> int:
+    """The index that the id carries; -1 for a foreign id."""
+    found = re.fullmatch(r"(?:functions\.)?" + re.escape(call.name) + r":([0-9]{1,9})", call.id)
+    return int(found[1]) if found else -1
+
+
+# ---- turns
+
+
+def _pieces(
+    messages: Sequence[Message], tools: Sequence[Tool], thinking: bool, keep_thinking: bool, generate: bool
+) -> Iterator[Piece]:
+    if tools:
+        yield from (Special(IM_SYSTEM), "tool_declare", Special(IM_MIDDLE))
+        yield from (declare(tools), Special(IM_END))
+    settled = -1 if keep_thinking else _last_answer(messages)
+    goes_on = _is_partial(messages)
+    for index, message in enumerate(messages):
+        partial = goes_on and index == len(messages) - 1
+        if message.role == "assistant":
+            yield from _assistant(message, thinking and (index > settled or partial))
+        else:
+            yield from _turn(message)
+        if not partial:
+            yield Special(IM_END)
+    if generate and not goes_on:
+        yield from (Special(IM_ASSISTANT), "assistant", Special(IM_MIDDLE), Special(THINK))
+        if not thinking:
+            yield Special(END_THINK)
+
+
+def _last_answer(messages: Sequence[Message]) -> int:
+    """Position of the last assistant message without calls: reasoning up to it is no longer shown."""
+    answers = (i for i, one in enumerate(messages) if one.role == "assistant" and not one.tool_calls)
+    return max((i for i in answers if not messages[i].partial), default=-1)
+
+
+def _is_partial(messages: Sequence[Message]) -> bool:
+    return bool(messages) and messages[-1].role == "assistant" and messages[-1].partial
+
+
+def _turn(message: Message) -> Iterator[Piece]:
+    yield from (Special(IM_USER if message.role == "user" else IM_SYSTEM), message.name or message.role)
+    yield Special(IM_MIDDLE)
+    if message.role == "tool":
+        yield f"## Return of {message.tool_call_id or ''}\n"
+    yield from _content(message)
+
+
+def _assistant(message: Message, show_reasoning: bool) -> Iterator[Piece]:
+    yield from (Special(IM_ASSISTANT), message.name or message.role, Special(IM_MIDDLE), Special(THINK))
+    if show_reasoning:
+        yield message.reasoning or ""
+    yield Special(END_THINK)
+    yield from _content(message)
+    if message.tool_calls:
+        yield Special(SECTION_BEGIN)
+        for call in message.tool_calls:
+            yield from (Special(CALL_BEGIN), call.id, Special(CALL_ARGUMENTS))
+            yield from (call.arguments, Special(CALL_END))
+        yield Special(SECTION_END)
+
+
+def _content(message: Message) -> Iterator[Piece]:
+    content = message.content or ""
+    for part in (TextPart(content),) if isinstance(content, str) else content:
+        match part:
+            case TextPart():
+                yield part.text
+            case ImagePart():
+                yield from (Special("<|media_begin|>"), "image", Special("<|media_content|>"))
+                yield from (Special("<|media_pad|>"), Special("<|media_end|>"), "\n")
+            case VideoPart():
+                raise UnsupportedInput("video is not supported yet", field="messages.content")
+
+
+def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:
+    """Texts that touch become one, for tokens may reach across; empty ones vanish."""
+    text = ""
+    for piece in pieces:
+        if isinstance(piece, str):
+            text += piece
+            continue
+        if text:
+            yield text
+            text = ""
+        yield piece
+    if text:
+        yield text
