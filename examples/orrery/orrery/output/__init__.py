@@ -1,0 +1,5 @@
+"""Writing a path of StateVector rows down."""
+
+from orrery.output.table import table
+
+__all__ = ["table"]
