@@ -196,9 +196,9 @@ def _body(name: str, number: int) -> str:
 
 def write_project(dest: Path, files: int = LEAST) -> int:
     """Write the project into a folder that is empty or not there. Returns the number of files written."""
+    contents = project_files(files)
     if dest.exists() and any(dest.iterdir()):
         raise FileExistsError(f"{dest} is not empty")
-    contents = project_files(files)
     for path, content in contents.items():
         target = dest / path
         target.parent.mkdir(parents=True, exist_ok=True)
