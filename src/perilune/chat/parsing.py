@@ -1,0 +1,287 @@
+"""A model's token ids, as they arrive, to thinking, text and tool calls.
+
+Markers are recognised by their ids, never by their spelling: text that merely spells one stays text. No
+model output makes the parser raise. What a model does wrong in practice is met here: `</think>` left out
+before a call, calls outside a section, a call that is never closed, foreign call ids.
+
+    REASONING --</think>--> CONTENT --section or call begin--> BETWEEN <--> HEADER --> ARGUMENTS
+"""
+
+from __future__ import annotations
+
+import codecs
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from enum import Enum, auto
+
+import msgspec
+
+from perilune.chat.messages import (
+    Event,
+    TextDelta,
+    ThinkingDelta,
+    Tool,
+    ToolCallDelta,
+    ToolCallStarted,
+)
+from perilune.chat.template import call_id
+from perilune.chat.tokenizer import (
+    CALL_ARGUMENTS,
+    CALL_BEGIN,
+    CALL_END,
+    END_THINK,
+    SECTION_BEGIN,
+    SECTION_END,
+    THINK,
+    Tokenizer,
+)
+
+MISSPELT_SECTION = "<|tool_call_section_begin|>"
+"""K2 sometimes writes the section's begin so, as ordinary text, before a real call."""
+
+
+class _State(Enum):
+    REASONING = auto()
+    CONTENT = auto()
+    BETWEEN = auto()
+    """In or behind a tool section, outside a call: text here is suppressed."""
+    HEADER = auto()
+    ARGUMENTS = auto()
+    DONE = auto()
+
+
+class StreamParser:
+    """One answer. Feed it ids in any portions: the events add up to the same."""
+
+    def __init__(
+        self, tokenizer: Tokenizer, *, thinking: bool, first_call: int, tools: Sequence[Tool] = ()
+    ) -> None:
+        """`thinking`: the prompt ended inside an open think block. `first_call`: IDX of the answer's first
+        call. `tools`: what was declared, to make out a call whose id does not name its tool."""
+        self._tokens = tokenizer.token_bytes()
+        self._stops = frozenset(tokenizer.stop_ids)
+        self._specials: Mapping[int, str] = {number: name for name, number in tokenizer.specials.items()}
+        self._state = _State.REASONING if thinking else _State.CONTENT
+        self._first_call = first_call
+        self._tools = tools
+        self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
+        self._events: list[Event] = []
+        self._held = ""
+        self._has_text = False
+        self._header = ""
+        self._suppressed = ""
+        self._calls = 0
+        self._unnamed = False
+        self._has_arguments = False
+        self.reasoning_tokens = 0
+        """Tokens of the thinking so far, without its closing marker."""
+        self.truncated = False
+        """The last call was cut off before it was closed."""
+
+    @property
+    def called(self) -> bool:
+        """Whether the answer holds a tool call."""
+        return self._calls > 0
+
+    def feed(self, ids: Iterable[int]) -> list[Event]:
+        """Events of the next ids. Ids behind the end of the answer are ignored."""
+        for token in ids:
+            if self._state is _State.DONE:
+                break
+            if token in self._stops:
+                self._end()
+            elif (name := self._specials.get(token)) is not None:
+                self._mark(name)
+            elif 0 <= token < len(self._tokens):
+                self.reasoning_tokens += self._state is _State.REASONING
+                self._write(self._decoder.decode(self._tokens[token]))
+        return self._drain()
+
+    def close(self) -> list[Event]:
+        """The last events; what was held back or left open is finished."""
+        self._end()
+        return self._drain()
+
+    # ---- markers
+
+    def _mark(self, name: str) -> None:
+        state = self._state
+        if name in (THINK, END_THINK):
+            if state is _State.ARGUMENTS:
+                self._write(self._decoder.decode(name.encode()))
+            elif name == END_THINK and state is _State.REASONING:
+                self._leave(_State.CONTENT)
+        elif name == SECTION_BEGIN:
+            self._leave(_State.BETWEEN)
+        elif name == CALL_BEGIN:
+            self._leave(_State.HEADER)
+        elif name == CALL_ARGUMENTS and (state is _State.HEADER or self._header.strip()):
+            self._start_call()
+        elif name in (CALL_END, SECTION_END) and state in (_State.HEADER, _State.ARGUMENTS):
+            self._leave(_State.BETWEEN)
+        # Any other control token has no meaning here and must not leak.
+
+    def _leave(self, to: _State) -> None:
+        """Finish what is open and enter another state."""
+        self._write(self._decoder.decode(b"", final=True))
+        match self._state:
+            case _State.REASONING:
+                self._held = ""
+            case _State.CONTENT:
+                self._finish_text(before_calls=to is not _State.DONE)
+            case _State.ARGUMENTS:
+                self._finish_call()
+        self._suppressed += self._header
+        self._header = ""
+        self._state = to
+
+    def _end(self) -> None:
+        if self._state is _State.DONE:
+            return
+        self.truncated = self._state is _State.ARGUMENTS
+        self._leave(_State.DONE)
+        if not self._calls and (text := self._suppressed.strip()):
+            # A section without one usable call: better shown as text than lost as an empty turn.
+            self._emit(TextDelta(text))
+
+    # ---- text
+
+    def _write(self, text: str) -> None:
+        if not text:
+            return
+        match self._state:
+            case _State.REASONING:
+                text = self._held + text
+                shown = text.rstrip()
+                self._held = text[len(shown) :]
+                if shown:
+                    self._emit(ThinkingDelta(shown))
+            case _State.CONTENT:
+                self._write_text(self._held + text)
+            case _State.BETWEEN | _State.HEADER:
+                self._header += text
+            case _State.ARGUMENTS:
+                self._write_arguments(text)
+
+    def _write_text(self, text: str) -> None:
+        """Show the text but for blanks before anything else, and what may become MISSPELT_SECTION."""
+        start = text.rfind("<")
+        tail = text[start:] if start >= 0 else ""
+        held = MISSPELT_SECTION.startswith(tail) or tail.rstrip() == MISSPELT_SECTION
+        shown = text[: len(text) - len(tail)] if held else text
+        if not self._has_text and not shown.strip():
+            self._held = text
+            return
+        self._held = text[len(shown) :]
+        self._has_text = True
+        if shown:
+            self._emit(TextDelta(shown))
+
+    def _finish_text(self, *, before_calls: bool) -> None:
+        text = self._held
+        if before_calls and text.rstrip().endswith(MISSPELT_SECTION):
+            text = text.rstrip().removesuffix(MISSPELT_SECTION)
+        blank = not self._has_text and not text.strip()
+        if text and not (before_calls and blank):
+            self._emit(TextDelta(text))
+        self._held = ""
+
+    # ---- calls
+
+    def _start_call(self) -> None:
+        self._write(self._decoder.decode(b"", final=True))
+        name = call_name(self._header, self._tools)
+        self._header = ""
+        self._held = ""
+        self._has_arguments = False
+        self._unnamed = name is None
+        self._calls += 1
+        if name is not None:
+            self._announce(name)
+        self._state = _State.ARGUMENTS
+
+    def _announce(self, name: str) -> None:
+        position = self._calls - 1
+        self._emit(ToolCallStarted(position, call_id(name, self._first_call + position), name))
+
+    def _write_arguments(self, text: str) -> None:
+        text = self._held + text
+        if self._unnamed or not (self._has_arguments or text.strip()):
+            self._held = text
+            return
+        self._held = ""
+        self._has_arguments = True
+        self._emit(ToolCallDelta(self._calls - 1, text))
+
+    def _finish_call(self) -> None:
+        if self._unnamed:
+            self._announce(tool_by_arguments(self._held, self._tools))
+            self._unnamed = False
+            self._write_arguments("")
+        if not self._has_arguments:
+            self._emit(ToolCallDelta(self._calls - 1, "{}"))
+        self._held = ""
+
+    # ---- events
+
+    def _emit(self, event: Event) -> None:
+        """Append the event; deltas of one portion that follow each other become one."""
+        last = self._events[-1] if self._events else None
+        if isinstance(event, TextDelta) and isinstance(last, TextDelta):
+            self._events[-1] = TextDelta(last.text + event.text)
+        elif isinstance(event, ThinkingDelta) and isinstance(last, ThinkingDelta):
+            self._events[-1] = ThinkingDelta(last.text + event.text)
+        elif (
+            isinstance(event, ToolCallDelta) and isinstance(last, ToolCallDelta) and last.index == event.index
+        ):
+            self._events[-1] = ToolCallDelta(event.index, last.arguments + event.arguments)
+        else:
+            self._events.append(event)
+
+    def _drain(self) -> list[Event]:
+        events, self._events = self._events, []
+        return events
+
+
+# ---- which tool a call means
+
+
+def call_name(header: str, tools: Sequence[Tool]) -> str | None:
+    """The tool named by a call's header; None when it names none and `tools` leaves a choice.
+
+    Headers seen: `functions.NAME:3`, `NAME:3`, `functions.NAME3`, `functionsNAME3`, `3`, `call00003`, with
+    blanks inside."""
+    header = "".join(header.split())
+    declared = {tool.name for tool in tools}
+    if found := re.fullmatch(r"(?:functions\.)?(.+):[0-9]+", header):
+        return found[1]
+    bare = re.sub(r"^functions\.?", "", header)
+    for name in (header, bare, *_without_digits(bare)):
+        if name in declared:
+            return name
+    if tools and re.fullmatch(r"(?:call[_-]?)?[0-9]*", bare):
+        return tools[0].name if len(tools) == 1 else None
+    return bare or header or "unknown"
+
+
+def _without_digits(name: str) -> Iterable[str]:
+    """The name with one, two, ... of its last digits removed."""
+    while name and name[-1].isdigit():
+        name = name[:-1]
+        yield name
+
+
+def tool_by_arguments(arguments: str, tools: Sequence[Tool]) -> str:
+    """The tool whose parameters fit the arguments best; the first declared among equals."""
+    try:
+        given = set(msgspec.json.decode(arguments or "{}", type=dict[str, msgspec.Raw]))
+    except (msgspec.DecodeError, RecursionError):
+        given = set()
+
+    def fit(tool: Tool) -> tuple[int, int]:
+        """Arguments that the tool knows, then required ones that are missing (fewer is better)."""
+        properties = tool.parameters.get("properties") or {}
+        required = tool.parameters.get("required") or ()
+        return len(given & set(properties)), -len(set(required) - given)
+
+    return max(tools, key=fit).name
