@@ -62,7 +62,11 @@ def existing(project: Path, folder: Path) -> list[Path]:
 async def make_repository(folder: Path) -> None:
     from perilune.swarm.repository import run_git
 
-    for command in (("init", "-q", "-b", "main"), ("add", "-A"), ("commit", "-q", "-m", "The example as it is")):
+    for command in (
+        ("init", "-q", "-b", "main"),
+        ("add", "-A"),
+        ("commit", "-q", "-m", "The example as it is"),
+    ):
         done = await run_git(folder, *command)
         if done.code != 0:
             raise RepositoryError(f"git {command[0]} failed in {folder}: {done.message}")
