@@ -1,0 +1,121 @@
+"""API keys: how they look, how they are stored, what they may do.
+
+A key is `plk_` + 32 random letters and digits + `_` + a 6-character checksum, shown once. The database
+holds its HMAC-SHA-256 digest under a secret that lies outside the database (HOME/key-secret), so neither
+file alone can be matched to leaked keys. Keys are looked up by digest; no stored secret is ever compared.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import string
+import zlib
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from perilune.errors import ConfigError, StoreError
+from perilune.store import replace_file
+
+PREFIX = "plk_"
+RANDOM_LENGTH = 32
+"""190 bits."""
+CHECKSUM_LENGTH = 6
+ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
+SCOPES = frozenset({"admin", "chat"})
+"""`chat` calls models and runs swarms; `admin` manages keys and money."""
+SECRET_FILE = "key-secret"
+SECRET_BYTES = 32
+
+
+@dataclass(frozen=True)
+class Principal:
+    """Who a call is for: a key of a project of an organisation."""
+
+    key_id: int
+    key_name: str
+    project_id: int
+    organisation_id: int
+    scopes: frozenset[str]
+
+    @property
+    def cache_salt(self) -> str:
+        """Prefix reuse never crosses organisations."""
+        return f"organisation-{self.organisation_id}"
+
+
+@dataclass(frozen=True)
+class KeyRow:
+    """One key as the database holds it."""
+
+    principal: Principal
+    digest: bytes
+    hint: str
+    """First eight and last four characters: enough to recognise it by, too little to use."""
+    expires_ms: int | None
+    disabled: bool
+
+
+def new_secret() -> str:
+    """A fresh key."""
+    body = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_LENGTH))
+    return f"{PREFIX}{body}_{_checksum(body)}"
+
+
+def well_formed(secret: str) -> bool:
+    """Whether this can be a key of ours at all: told without a look-up, so junk costs nothing."""
+    if len(secret) != len(PREFIX) + RANDOM_LENGTH + 1 + CHECKSUM_LENGTH or not secret.startswith(PREFIX):
+        return False
+    body, _, checksum = secret[len(PREFIX) :].partition("_")
+    return body.isascii() and checksum.isascii() and hmac.compare_digest(_checksum(body), checksum)
+
+
+def digest_of(secret: str, key_secret: bytes) -> bytes:
+    return hmac.new(key_secret, secret.encode(), hashlib.sha256).digest()
+
+
+def hint_of(secret: str) -> str:
+    return f"{secret[:8]}…{secret[-4:]}"
+
+
+def check_scopes(scopes: Iterable[str]) -> frozenset[str]:
+    """The scopes as a set. Raises ConfigError for an unknown one."""
+    chosen = frozenset(scopes)
+    if not chosen or not chosen <= SCOPES:
+        raise ConfigError(f"a key's scopes are one or more of {', '.join(sorted(SCOPES))}", field="scopes")
+    return chosen
+
+
+def key_secret(home: Path, *, has_keys: bool) -> bytes:
+    """The secret under which digests are made; made at the first start.
+
+    Raises ConfigError when it is gone although keys exist: no key would be recognised any more."""
+    path = home / SECRET_FILE
+    try:
+        secret = path.read_bytes()
+    except FileNotFoundError:
+        if has_keys:
+            raise ConfigError(
+                f"{path} is missing, so no key can be recognised",
+                field="home",
+                mend="restore it from a backup; or move accounts.db away to start with new accounts",
+            ) from None
+        secret = os.urandom(SECRET_BYTES)
+        replace_file(path, secret)
+    except OSError as error:
+        raise StoreError(f"cannot read {path}: {error.strerror}") from error
+    if len(secret) != SECRET_BYTES:
+        raise ConfigError(f"{path} is not {SECRET_BYTES} bytes", field="home", mend="restore it")
+    return secret
+
+
+def _checksum(body: str) -> str:
+    value = zlib.crc32(body.encode("ascii", "replace"))
+    digits = ""
+    for _ in range(CHECKSUM_LENGTH):
+        value, digit = divmod(value, len(ALPHABET))
+        digits = ALPHABET[digit] + digits
+    return digits

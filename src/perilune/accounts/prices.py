@@ -1,0 +1,178 @@
+"""The price book: what tokens cost, in integer nano-USD, by version.
+
+A price has an id, such as `kimi-k2.6`, and versions, each with the date from which it holds. Usage is
+split into disjoint buckets before it is multiplied, so no token is billed twice. No float is involved:
+TOML numbers are read as decimals.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from datetime import UTC, date, datetime
+from decimal import Decimal
+from importlib import resources
+from pathlib import Path
+from typing import Any, Protocol, Self
+
+from perilune.errors import ConfigError
+from perilune.settings import Settings
+
+NANO_PER_USD = 1_000_000_000
+TOKENS_PER_RATE = 1_000_000
+"""Rates are nano-USD per so many tokens."""
+FIELDS = ("input", "cached_input", "output")
+
+
+class TokenCounts(Protocol):
+    """The usage of one call; `cached_tokens` is part of `prompt_tokens`, `reasoning_tokens` of
+    `completion_tokens`. `chat.messages.Usage` is one."""
+
+    @property
+    def prompt_tokens(self) -> int: ...
+    @property
+    def cached_tokens(self) -> int: ...
+    @property
+    def completion_tokens(self) -> int: ...
+
+
+@dataclass(frozen=True)
+class Buckets:
+    """Disjoint token counts: each token of a call is in exactly one."""
+
+    uncached: int = 0
+    cached: int = 0
+    output: int = 0
+
+    @classmethod
+    def of(cls, usage: TokenCounts) -> Self:
+        """Counts that contradict themselves are clamped: never negative, never more cached than prompt."""
+        prompt, output = max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
+        cached = min(max(usage.cached_tokens, 0), prompt)
+        return cls(prompt - cached, cached, output)
+
+
+@dataclass(frozen=True)
+class Price:
+    """One version of one price. Rates in nano-USD per million tokens."""
+
+    id: str
+    since: date
+    input: int
+    cached_input: int
+    output: int
+
+    @property
+    def version(self) -> str:
+        """The name by which ledger rows know it, such as `kimi-k2.6@2026-04-20`."""
+        return f"{self.id}@{self.since.isoformat()}"
+
+    def charge(self, buckets: Buckets) -> int:
+        """Nano-USD, a fraction of one rounded up."""
+        total = (
+            buckets.uncached * self.input + buckets.cached * self.cached_input + buckets.output * self.output
+        )
+        return -(-total // TOKENS_PER_RATE)
+
+
+class PriceBook:
+    """All prices, and which version of each holds on a day."""
+
+    def __init__(self, prices: Iterable[Price]) -> None:
+        """Raises ConfigError when a version occurs twice."""
+        self._versions: dict[str, list[Price]] = {}
+        for price in sorted(prices, key=lambda one: one.since):
+            versions = self._versions.setdefault(price.id, [])
+            if versions and versions[-1].since == price.since:
+                raise ConfigError(
+                    f"{price.version} occurs twice", field="price_book", mend="give one another `from`"
+                )
+            versions.append(price)
+
+    @classmethod
+    def load(cls, settings: Settings) -> Self:
+        """The book that the setting `price_book` names, else the bundled one.
+
+        Raises ConfigError naming the file and the entry."""
+        if settings.price_book:
+            path = Path(settings.price_book).expanduser()
+            try:
+                text = path.read_text(encoding="utf-8")
+            except (OSError, UnicodeDecodeError) as error:
+                raise ConfigError(f"cannot read {path}: {error}", field="price_book") from error
+            return cls(parse_prices(text, str(path)))
+        bundled = resources.files("perilune.accounts").joinpath("prices.toml")
+        return cls(parse_prices(bundled.read_text(encoding="utf-8"), "prices.toml"))
+
+    @property
+    def ids(self) -> tuple[str, ...]:
+        return tuple(sorted(self._versions))
+
+    def price(self, price_id: str, on: date | None = None) -> Price:
+        """The version that holds on that day (today, in UTC). Days before the first version have the first.
+
+        Raises ConfigError for an id that the book does not have."""
+        versions = self._versions.get(price_id)
+        if versions is None:
+            raise ConfigError(
+                f"the price book has no price {price_id!r}",
+                field="price",
+                mend=f"it has {', '.join(self.ids)}; add it in the file that the setting price_book names",
+            )
+        day = on or datetime.now(UTC).date()
+        return next((price for price in reversed(versions) if price.since <= day), versions[0])
+
+    def charge(self, price_id: str, usage: TokenCounts, on: date | None = None) -> int:
+        """What this usage costs, in nano-USD."""
+        return self.price(price_id, on).charge(Buckets.of(usage))
+
+    def upper_bound(self, price_id: str, prompt_tokens: int, max_tokens: int, on: date | None = None) -> int:
+        """The most that a call can cost, in nano-USD: nothing cached, all output used."""
+        return upper_bound(self.price(price_id, on), prompt_tokens, max_tokens)
+
+
+def upper_bound(price: Price, prompt_tokens: int, max_tokens: int) -> int:
+    """A book may price cached input above fresh input, so the dearer of the two counts."""
+    dearer = max(price.input, price.cached_input)
+    return -(-(prompt_tokens * dearer + max_tokens * price.output) // TOKENS_PER_RATE)
+
+
+def parse_prices(text: str, source: str) -> tuple[Price, ...]:
+    """The entries of a price book. Raises ConfigError naming what is wrong where."""
+    try:
+        table = tomllib.loads(text, parse_float=Decimal)
+    except tomllib.TOMLDecodeError as error:
+        raise _wrong(source, f"not valid TOML: {error}") from error
+    entries = table.pop("price", None)
+    if table or not isinstance(entries, list) or not entries:
+        raise _wrong(source, "expected [[price]] entries and nothing else")
+    return tuple(_price(entry, f"{source}, price {number}") for number, entry in enumerate(entries, start=1))
+
+
+def _price(entry: Mapping[str, Any], where: str) -> Price:
+    expected = {"id", "from", *FIELDS}
+    if not isinstance(entry, dict) or set(entry) != expected:
+        raise _wrong(where, f"expected exactly {', '.join(sorted(expected))}")
+    if not isinstance(entry["id"], str) or not entry["id"]:
+        raise _wrong(where, "id must be text")
+    if not isinstance(entry["from"], date) or isinstance(entry["from"], datetime):
+        raise _wrong(where, "from must be a date")
+    rates = {field: _rate(entry[field], field, where) for field in FIELDS}
+    return Price(entry["id"], entry["from"], **rates)
+
+
+def _rate(value: object, field: str, where: str) -> int:
+    """USD per million tokens as nano-USD per million tokens."""
+    if isinstance(value, bool) or not isinstance(value, int | Decimal):
+        raise _wrong(where, f"{field} must be a number")
+    if not Decimal(value).is_finite() or value < 0:
+        raise _wrong(where, f"{field} must be zero or more")
+    nano = Decimal(value) * NANO_PER_USD
+    if nano != nano.to_integral_value():
+        raise _wrong(where, f"{field} has more than nine decimals")
+    return int(nano)
+
+
+def _wrong(where: str, message: str) -> ConfigError:
+    return ConfigError(f"{where}: {message}", field="price_book", mend="correct it there")

@@ -1,0 +1,66 @@
+"""The tables of HOME/accounts.db. Forward only: later versions append statements, never edit them.
+
+An *account* is a pot of money with an optional budget; every project has one and every key has one, and a
+call reserves and spends in both. `spent` and `reserved` are kept up in the same transaction as the row of
+the request that moves them, and `Ledger.verify` proves that they agree. All money is integer nano-USD, all
+times are milliseconds since 1970.
+"""
+
+SCHEMA: tuple[str, ...] = (
+    """CREATE TABLE account (
+        id INTEGER PRIMARY KEY,
+        budget INTEGER,
+        spent INTEGER NOT NULL DEFAULT 0,
+        reserved INTEGER NOT NULL DEFAULT 0,
+        CHECK (spent >= 0 AND reserved >= 0)
+    )""",
+    """CREATE TABLE organisation (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE
+    )""",
+    """CREATE TABLE project (
+        id INTEGER PRIMARY KEY,
+        organisation_id INTEGER NOT NULL REFERENCES organisation (id),
+        account_id INTEGER NOT NULL UNIQUE REFERENCES account (id),
+        name TEXT NOT NULL,
+        UNIQUE (organisation_id, name)
+    )""",
+    """CREATE TABLE api_key (
+        id INTEGER PRIMARY KEY,
+        project_id INTEGER NOT NULL REFERENCES project (id),
+        account_id INTEGER NOT NULL UNIQUE REFERENCES account (id),
+        digest BLOB NOT NULL UNIQUE,
+        hint TEXT NOT NULL,
+        name TEXT NOT NULL,
+        scopes TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        expires_ms INTEGER,
+        disabled INTEGER NOT NULL DEFAULT 0
+    )""",
+    """CREATE TABLE price_version (
+        id INTEGER PRIMARY KEY,
+        name TEXT NOT NULL UNIQUE,
+        input INTEGER NOT NULL,
+        cached_input INTEGER NOT NULL,
+        output INTEGER NOT NULL
+    )""",
+    """CREATE TABLE request (
+        id TEXT PRIMARY KEY,
+        key_id INTEGER NOT NULL REFERENCES api_key (id),
+        project_id INTEGER NOT NULL REFERENCES project (id),
+        price_id INTEGER NOT NULL REFERENCES price_version (id),
+        model TEXT NOT NULL,
+        outcome TEXT NOT NULL DEFAULT 'open',
+        estimated INTEGER NOT NULL DEFAULT 0,
+        reserved INTEGER NOT NULL,
+        charge INTEGER NOT NULL DEFAULT 0,
+        uncached INTEGER NOT NULL,
+        cached INTEGER NOT NULL DEFAULT 0,
+        output INTEGER NOT NULL DEFAULT 0,
+        reasoning INTEGER NOT NULL DEFAULT 0,
+        opened_ms INTEGER NOT NULL,
+        settled_ms INTEGER
+    )""",
+    "CREATE INDEX request_by_project ON request (project_id, id)",
+    "CREATE INDEX request_open ON request (outcome) WHERE outcome = 'open'",
+)

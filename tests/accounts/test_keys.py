@@ -1,0 +1,132 @@
+"""Keys: made once, stored as digests, refused without a reason given away."""
+
+import json
+import sqlite3
+import stat
+from pathlib import Path
+
+import pytest
+
+from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.keys import new_secret, well_formed
+from perilune.errors import ConfigError, Forbidden, InvalidKey, NotFound
+from perilune.settings import Settings
+
+
+def opened(home: Path, now: float = 1000.0) -> Accounts:
+    return Accounts.open(home, Settings(home=home), clock=lambda: now)
+
+
+def keys(home: Path) -> dict[str, str]:
+    found: dict[str, str] = json.loads((home / "keys.json").read_text())
+    return found
+
+
+def test_the_first_start_writes_two_working_keys(tmp_path: Path) -> None:
+    with opened(tmp_path) as accounts:
+        found = keys(tmp_path)
+        assert stat.S_IMODE((tmp_path / "keys.json").stat().st_mode) == 0o600
+        assert stat.S_IMODE((tmp_path / "key-secret").stat().st_mode) == 0o600
+        assert set(found) == {"admin_key", "project_key"}
+        assert all(key.startswith("plk_") for key in found.values())
+        principal = accounts.authenticate(found["project_key"], "chat")
+        assert principal == accounts.local_principal()
+        assert accounts.authenticate(found["admin_key"], "admin").scopes == {"admin"}
+        with pytest.raises(Forbidden, match="admin"):
+            accounts.authenticate(found["project_key"], "admin")
+        with pytest.raises(Forbidden):
+            accounts.authenticate(found["admin_key"], "chat")
+
+
+def test_keys_survive_a_restart_and_the_file_may_be_moved_away(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    found = keys(tmp_path)
+    (tmp_path / "keys.json").unlink()
+    with opened(tmp_path) as accounts:
+        accounts.authenticate(found["project_key"], "chat")
+        assert not (tmp_path / "keys.json").exists()
+
+
+def test_a_crash_between_the_file_and_the_rows_loses_no_key(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    found = keys(tmp_path)
+    for name in ("accounts.db", "accounts.db-wal", "accounts.db-shm"):
+        (tmp_path / name).unlink(missing_ok=True)
+    with opened(tmp_path) as accounts:
+        assert keys(tmp_path) == found
+        accounts.authenticate(found["admin_key"], "admin")
+
+
+def test_no_file_but_keys_json_holds_a_key(tmp_path: Path) -> None:
+    with opened(tmp_path) as accounts:
+        secret = accounts.create_key("third")
+    for path in tmp_path.iterdir():
+        data = path.read_bytes()
+        assert secret.encode() not in data
+        if path.name != "keys.json":
+            assert not any(key.encode() in data for key in keys(tmp_path).values())
+
+
+def test_unknown_disabled_and_expired_keys_are_refused(tmp_path: Path) -> None:
+    with opened(tmp_path, now=1000.0) as accounts:
+        for junk in ("", "plk_", "Bearer x", "plk_" + "a" * 39, new_secret(), "plk_" + "ä" * 39):
+            with pytest.raises(InvalidKey, match="not valid"):
+                accounts.authenticate(junk, "chat")
+        secret = accounts.create_key("short", expires_ms=1_000_001)
+        principal = accounts.authenticate(secret, "chat")
+        expired = accounts.create_key("over", expires_ms=1_000_000)
+        with pytest.raises(InvalidKey, match="expired"):
+            accounts.authenticate(expired, "chat")
+        accounts.disable_key(principal.key_id)
+        with pytest.raises(InvalidKey, match="not valid"):
+            accounts.authenticate(secret, "chat")
+        with pytest.raises(NotFound):
+            accounts.disable_key(99)
+    with opened(tmp_path) as accounts, pytest.raises(InvalidKey):
+        accounts.authenticate(secret, "chat")
+
+
+def test_a_checksum_tells_junk_without_a_look_up() -> None:
+    secret = new_secret()
+    assert well_formed(secret)
+    for at in range(4, len(secret)):
+        other = "A" if secret[at] != "A" else "B"
+        assert not well_formed(secret[:at] + other + secret[at + 1 :])
+
+
+def test_unknown_scopes_are_refused(tmp_path: Path) -> None:
+    with opened(tmp_path) as accounts:
+        for scopes in ((), ("root",), ("chat", "everything")):
+            with pytest.raises(ConfigError, match="scopes"):
+                accounts.create_key("x", scopes)
+
+
+def test_a_lost_secret_stops_the_start_with_the_mend(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "key-secret").unlink()
+    with pytest.raises(ConfigError, match="restore it"):
+        opened(tmp_path)
+    assert not (tmp_path / "key-secret").exists()
+
+
+def test_a_damaged_keys_file_of_a_first_start_is_named(tmp_path: Path) -> None:
+    (tmp_path / "keys.json").write_text('{"admin_key": "x"}')
+    with pytest.raises(ConfigError, match="move it away"):
+        opened(tmp_path)
+
+
+def test_the_database_is_not_left_open_after_a_failed_start(tmp_path: Path) -> None:
+    opened(tmp_path).close()
+    (tmp_path / "key-secret").write_bytes(b"short")
+    with pytest.raises(ConfigError, match="32 bytes"):
+        opened(tmp_path)
+    connection = sqlite3.connect(tmp_path / "accounts.db")
+    connection.execute("BEGIN EXCLUSIVE")
+    connection.close()
+
+
+def test_request_ids_are_unique_and_sort_by_time() -> None:
+    ids = [new_request_id() for _ in range(1000)]
+    assert len(set(ids)) == 1000
+    assert {len(one) for one in ids} == {26}
+    assert [one[:10] for one in ids] == sorted(one[:10] for one in ids)
