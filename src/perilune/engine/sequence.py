@@ -1,0 +1,78 @@
+"""One call inside the engine: its tokens, its cache blocks and what sampling has to remember."""
+
+from __future__ import annotations
+
+import math
+import random
+from array import array
+from dataclasses import dataclass, field
+
+from perilune.engine.grammar import GrammarState
+from perilune.engine.protocol import Generate
+from perilune.errors import ContextTooLong, InputError
+
+MAX_SEED_BITS = 64
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    call: Generate
+    tokens: list[int]
+    """The prompt, then the output."""
+    stop_ids: frozenset[int]
+    draws: random.Random
+    """This sequence's own generator: what it gives depends on the seed and the position alone."""
+    grammar: GrammarState | None = None
+    blocks: array[int] = field(default_factory=lambda: array("q"))
+    """Cache blocks in order; every one is referenced by this sequence."""
+    computed: int = 0
+    """How many of the tokens have their latents in the blocks."""
+    published: int = 0
+    """How many of the first blocks others can find."""
+    cached_tokens: int | None = None
+    """Prompt tokens that came from the cache when the call was first admitted."""
+    announced: bool = False
+    """The first chunk of the answer was sent."""
+
+    @property
+    def pending(self) -> int:
+        """Tokens still to compute before the next one can be sampled."""
+        return len(self.tokens) - self.computed
+
+    @property
+    def generated(self) -> int:
+        return len(self.tokens) - len(self.call.prompt)
+
+
+def open_sequence(call: Generate, vocab_size: int, max_context: int) -> Sequence:
+    """A sequence for the call, without its grammar. Raises InputError or ContextTooLong."""
+    _check(call, vocab_size)
+    length = len(call.prompt) + call.max_tokens
+    if length > max_context:
+        raise ContextTooLong(
+            f"{len(call.prompt)} prompt tokens and max_tokens {call.max_tokens} are together "
+            f"above the context of {max_context}",
+            mend="shorten the conversation or lower max_tokens",
+        )
+    return Sequence(
+        call=call,
+        tokens=list(call.prompt),
+        stop_ids=frozenset(call.stop_ids),
+        draws=random.Random(call.seed),
+    )
+
+
+def _check(call: Generate, vocab_size: int) -> None:
+    if not call.prompt:
+        raise InputError("holds no tokens", field="prompt", mend="send at least one token")
+    if call.max_tokens < 1:
+        raise InputError(f"is {call.max_tokens}", field="max_tokens", mend="ask for at least 1")
+    if not (math.isfinite(call.temperature) and call.temperature >= 0):
+        raise InputError(f"is {call.temperature}", field="temperature", mend="use 0 (greedy) or more")
+    if not 0 < call.top_p <= 1:
+        raise InputError(f"is {call.top_p}", field="top_p", mend="use a number above 0, at most 1")
+    for name, ids in (("prompt", call.prompt), ("banned_ids", call.banned_ids)):
+        if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
+            raise InputError(
+                f"holds an id outside 0..{vocab_size - 1}", field=name, mend="use this model's tokenizer"
+            )
