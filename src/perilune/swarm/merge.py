@@ -19,6 +19,8 @@ from perilune.swarm.workspaces import FileChange
 
 SWAP_TRIES = 10
 _MODES = frozenset({"100644", "100755", "120000"})
+_NO_NAMES = frozenset({"", ".", "..", ".git"})
+"""fast-import takes some of them; a tree that holds one cannot be checked out, or should not."""
 
 
 @dataclass(frozen=True)
@@ -161,6 +163,8 @@ def _import_stream(scratch: str, base: str, changes: Sequence[FileChange], messa
     ]
     # Deletions first: a file may give way to a folder of its name, and the other way round.
     for change in sorted(changes, key=lambda change: (change.content is not None, change.path)):
+        if not _NO_NAMES.isdisjoint(change.path.lower().split("/")):
+            raise RepositoryError(f"{change.path!r} is no path in a tree", mend="files and links only")
         name = _quoted(change.path)
         if change.content is None:
             parts.append(b"D " + name + b"\n")

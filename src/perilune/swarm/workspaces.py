@@ -107,10 +107,10 @@ class OverlayWorkspace:
 
     def list_files(self, folder: str = "") -> Sequence[str]:
         inside = clean_folder(folder)
-        top = self._find(inside) if inside else self._upper
+        top, lower_seen = self._look_up(inside) if inside else (self._upper, True)
         if top is None or not top.is_dir():
             raise PathRefused(f"no directory {folder}")
-        return sorted(self._regular_files(inside))
+        return sorted(self._regular_files(inside, lower_seen))
 
     def read_base(self, path: str) -> bytes | None:
         """The file as the base has it; None where it has no such regular file."""
@@ -127,7 +127,8 @@ class OverlayWorkspace:
         """Every difference from the base, sorted by path. New files that the base's .gitignore names, files
         over the size limit and what is neither file nor link are left out."""
         found = await asyncio.to_thread(lambda: {change.path: change for change in self._differences()})
-        new = [p for p, change in found.items() if change.content is not None and not self._in_base(p)]
+        written = [path for path, change in found.items() if change.content is not None]
+        new = [path for path in written if not self._in_base(path) and not self._beyond_link(path)]
         ignored = await self._ignored(new) if new else frozenset[str]()
         return tuple(found[path] for path in sorted(found) if path not in ignored)
 
@@ -143,6 +144,10 @@ class OverlayWorkspace:
 
     def _find(self, cleaned: str) -> Path | None:
         """Where the tree's entry of this path lies, None when it has none; links on the way are refused."""
+        return self._look_up(cleaned)[0]
+
+    def _look_up(self, cleaned: str) -> tuple[Path | None, bool]:
+        """As `_find`, and whether the base's folder of this path shows through."""
         upper, lower = self._upper, self._lower
         lower_seen = True
         found: Path | None = None
@@ -154,16 +159,21 @@ class OverlayWorkspace:
             info = above or below
             found = upper if above is not None else lower
             if info is None or (above is not None and _is_whiteout(upper, above)):
-                return None
+                return None, False
             if stat.S_ISLNK(info.st_mode):
                 raise PathRefused(f"{cleaned} goes through a symbolic link")
             if depth < len(parts) - 1 and not stat.S_ISDIR(info.st_mode):
-                return None
+                return None, False
             lower_seen = below is not None and stat.S_ISDIR(below.st_mode) and not _hides(upper, above)
-        return found
+        return found, lower_seen
 
     def _in_base(self, path: str) -> bool:
         return _lstat(self._lower / path) is not None
+
+    def _beyond_link(self, path: str) -> bool:
+        """Whether the base has a link where this path has a folder: git will not judge such a path."""
+        above = (self._lower / parent for parent in Path(path).parents if parent != Path("."))
+        return any(folder.is_symlink() for folder in above)
 
     def _make_parents(self, cleaned: str) -> None:
         """Folders above the path, in the upper tree. A whiteout in the way becomes an opaque folder."""
@@ -184,7 +194,7 @@ class OverlayWorkspace:
             elif not stat.S_ISDIR(info.st_mode):
                 raise PathRefused(f"{cleaned} lies below a file")
 
-    def _regular_files(self, inside: str, lower_seen: bool = True) -> Iterator[str]:
+    def _regular_files(self, inside: str, lower_seen: bool) -> Iterator[str]:
         upper, lower = self._upper / inside, self._lower / inside
         above = {entry.name: entry for entry in _scan(upper)}
         below = {entry.name: entry for entry in _scan(lower)} if lower_seen else {}
