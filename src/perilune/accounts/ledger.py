@@ -9,6 +9,7 @@ A row and the two accounts it moves change in one transaction, so they cannot di
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 import time
 from collections.abc import Callable
@@ -102,7 +103,7 @@ class Ledger:
         On disk when this returns.
 
         Raises LimitReached (key budget), InsufficientBalance (project budget), InputError for a request
-        id that was used before. Then nothing is reserved."""
+        id that was used before. Then nothing is reserved, nor when the wait is cancelled."""
         amount = upper_bound(price, prompt_bound, max_tokens)
         now = self._now()
 
@@ -128,7 +129,12 @@ class Ledger:
                 ),
             )
 
-        await self._store.write(work)
+        try:
+            await self._store.write(work)
+        except asyncio.CancelledError:
+            # The row may be on its way; writes run in order, so this one comes after it.
+            await self._store.write(lambda connection: _abandon(connection, request_id, now))
+            raise
         return Reservation(request_id, principal, price, amount)
 
     async def settle(
@@ -281,6 +287,12 @@ def _settle(
         (charge, reserved, key_id, project_id),
     )
     return Charge(request_id, charge, name, outcome, buckets, estimated)
+
+
+def _abandon(connection: sqlite3.Connection, request_id: str, now: int) -> None:
+    """Settle a call that was never made, if its row was opened at all."""
+    if connection.execute("SELECT 1 FROM request WHERE id = ?", (request_id,)).fetchone():
+        _settle(connection, request_id, Buckets(), 0, "aborted", False, now)
 
 
 def _price_row(connection: sqlite3.Connection, price: Price) -> int:

@@ -1,0 +1,245 @@
+"""The one egress: every model call of API and swarm reserves, calls and settles here.
+
+    quote     what the call can cost at most
+    reserve   the open row is on disk before the model is asked
+    stream    the inner backend's events, as they come
+    settle    the charge is on disk before `Finished` leaves; also when the caller goes away, the model
+              fails or the stream is cut: then what was produced is settled, marked as an estimate
+
+Only a killed process leaves a row open; the next start closes it (`accounts/ledger.py`).
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Self, cast
+
+import msgspec
+
+from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.keys import Principal
+from perilune.accounts.ledger import Charge, Outcome, Reservation
+from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.router import find_entry
+from perilune.chat.messages import (
+    Assembler,
+    Completion,
+    Event,
+    Finished,
+    Request,
+    TextDelta,
+    TextPart,
+    ThinkingDelta,
+    ToolCallDelta,
+    ToolCallStarted,
+    Usage,
+)
+from perilune.errors import BackendInterrupted
+
+BYTES_PER_TOKEN = 4
+"""For estimates, where nobody told the usage."""
+MARKER_TOKENS = 16
+"""More than the template puts around one message, call or tool; for bounds."""
+
+
+@dataclass(frozen=True)
+class Quote:
+    """What a call can come to, before it is made."""
+
+    entry: ModelEntry
+    prompt_bound: int
+    """Tokens of the prompt, never too few."""
+    prompt_estimate: int
+    """Tokens of the prompt, as good as is known."""
+    max_tokens: int
+    """Most tokens of the answer."""
+    nano_usd: int
+    """The most that the call can cost."""
+
+
+class MeteredBackend:
+    """`inner` on the account of one principal."""
+
+    def __init__(
+        self,
+        inner: Backend,
+        accounts: Accounts,
+        principal: Principal,
+        *,
+        on_charge: Callable[[Charge], None] | None = None,
+    ) -> None:
+        """`on_charge` hears of every settled call. Light to make: one per request is fine."""
+        self._inner = inner
+        self._accounts = accounts
+        self._principal = principal
+        self._on_charge = on_charge
+
+    async def models(self) -> tuple[ModelEntry, ...]:
+        return await self._inner.models()
+
+    def stream(self, request: Request) -> AsyncIterator[Event]:
+        return self.call(request)
+
+    def call(
+        self, request: Request, *, request_id: str | None = None, quote: Quote | None = None
+    ) -> MeteredCall:
+        """One call, to be iterated over; afterwards its `charge` is known.
+
+        `request_id` must never have been used before; left out, a new one is made. A `quote` made for this
+        request spares counting again. Raises, while iterated: LimitReached, InsufficientBalance, NotFound,
+        StoreError, and what the inner backend raises."""
+        return MeteredCall(self, request, request_id or new_request_id(), quote)
+
+    async def complete(
+        self, request: Request, *, request_id: str | None = None, quote: Quote | None = None
+    ) -> tuple[Completion, Charge]:
+        """Run a call to its end: the answer and what it cost."""
+        call, assembler = self.call(request, request_id=request_id, quote=quote), Assembler()
+        async with aclosing(call):
+            async for event in call:
+                assembler.add(event)
+        assert call.charge is not None, "a call that ended well is settled"
+        return assembler.completion(), call.charge
+
+    async def quote(self, request: Request) -> Quote:
+        """The most that this request can cost. Raises NotFound for an unknown model."""
+        entry = find_entry(await self._inner.models(), request.model)
+        counted = await self._inner.count_tokens(request)
+        bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
+        most = min(request.max_tokens or entry.max_output_tokens, entry.context_length)
+        if request.max_tokens is None and counted is not None:
+            most = max(1, min(most, entry.context_length - counted))
+        price = self._accounts.prices
+        return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most))
+
+    async def count_tokens(self, request: Request) -> int | None:
+        return await self._inner.count_tokens(request)
+
+    async def close(self) -> None:
+        await self._inner.close()
+
+    async def _reserve(self, request_id: str, quote: Quote) -> Reservation:
+        return await self._accounts.reserve(
+            self._principal,
+            request_id=request_id,
+            model=quote.entry.id,
+            price=quote.entry.price,
+            prompt_bound=quote.prompt_bound,
+            prompt_estimate=quote.prompt_estimate,
+            max_tokens=quote.max_tokens,
+        )
+
+    async def _settle(
+        self, reservation: Reservation, usage: Usage, outcome: Outcome, estimated: bool
+    ) -> Charge:
+        charge = await self._accounts.settle(
+            reservation,
+            usage,
+            reasoning=usage.reasoning_tokens,
+            outcome=outcome,
+            estimated=estimated,
+        )
+        if self._on_charge is not None:
+            self._on_charge(charge)
+        return charge
+
+
+class MeteredCall:
+    """The events of one metered call, and what it came to."""
+
+    def __init__(
+        self, backend: MeteredBackend, request: Request, request_id: str, quote: Quote | None
+    ) -> None:
+        self.request_id = request_id
+        self.quote = quote
+        """Known from the first event on."""
+        self.charge: Charge | None = None
+        """Known when `Finished` arrives, and after a failed or abandoned call too."""
+        self._backend = backend
+        self._request = request
+        self._bytes = 0
+        """Of text, thinking and calls that arrived."""
+        self._arrived = False
+        self._events = self._run()
+
+    def __aiter__(self) -> Self:
+        return self
+
+    async def __anext__(self) -> Event:
+        return await anext(self._events)
+
+    async def aclose(self) -> None:
+        """Abort the call and settle what was produced. Nothing to do after its end."""
+        await self._events.aclose()
+
+    async def _run(self) -> AsyncGenerator[Event, None]:
+        quote = self.quote = self.quote or await self._backend.quote(self._request)
+        reservation = await self._backend._reserve(self.request_id, quote)
+        outcome: Outcome = "aborted"
+        try:
+            async with aclosing(self._inner_stream(quote)) as events:
+                async for event in events:
+                    if isinstance(event, Finished):
+                        self.charge = await self._backend._settle(reservation, event.usage, "finished", False)
+                    self._count(event)
+                    yield event
+            if self.charge is None:
+                raise BackendInterrupted("the model's stream ended before it was complete")
+        except (GeneratorExit, asyncio.CancelledError):
+            raise
+        except BaseException:
+            outcome = "failed"
+            raise
+        finally:
+            if self.charge is None:
+                await self._settle_unfinished(reservation, quote, outcome)
+
+    def _inner_stream(self, quote: Quote) -> AsyncGenerator[Event, None]:
+        """The inner call, held to the tokens that were reserved for it."""
+        request = msgspec.structs.replace(self._request, max_tokens=quote.max_tokens)
+        return cast(AsyncGenerator[Event, None], self._backend._inner.stream(request))
+
+    async def _settle_unfinished(self, reservation: Reservation, quote: Quote, outcome: Outcome) -> None:
+        """A call that failed before anything arrived costs nothing. Otherwise the prompt was read, and what
+        arrived was made; how much of the prompt was cached nobody told, so none is assumed."""
+        if outcome == "failed" and not self._arrived:
+            self.charge = await self._backend._settle(reservation, Usage(), outcome, False)
+            return
+        usage = Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=_tokens(self._bytes))
+        self.charge = await self._backend._settle(reservation, usage, outcome, True)
+
+    def _count(self, event: Event) -> None:
+        self._arrived = True
+        match event:
+            case TextDelta() | ThinkingDelta():
+                self._bytes += len(event.text.encode())
+            case ToolCallStarted():
+                self._bytes += len(event.name.encode())
+            case ToolCallDelta():
+                self._bytes += len(event.arguments.encode())
+            case Finished():
+                pass
+
+
+def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:
+    """(bound, estimate) of the prompt's tokens where the backend cannot count: no token is shorter than a
+    byte. What media come to is unknown, so with media the bound is the whole context."""
+    size, markers, media = 0, 1 + len(request.tools), False
+    if request.tools:
+        size += len(msgspec.json.encode(request.tools))
+    if request.json_schema is not None:
+        size += len(msgspec.json.encode(request.json_schema))
+    for message in request.messages:
+        size += len(msgspec.json.encode(message))
+        markers += 1 + len(message.tool_calls)
+        parts = message.content if isinstance(message.content, tuple) else ()
+        media = media or any(not isinstance(part, TextPart) for part in parts)
+    bound = entry.context_length if media else size + markers * MARKER_TOKENS
+    return min(bound, entry.context_length), min(_tokens(size), entry.context_length)
+
+
+def _tokens(size: int) -> int:
+    return -(-size // BYTES_PER_TOKEN)

@@ -1,0 +1,48 @@
+"""The router: entries and aliases decide, nothing else."""
+
+import msgspec
+import pytest
+
+from perilune.backends.base import complete
+from perilune.backends.router import Router
+from perilune.backends.scripted import ScriptedBackend, scripted_entry
+from perilune.chat.messages import Message, Request
+from perilune.errors import ConfigError, NotFound
+
+
+def scripted(name: str, *aliases: str) -> ScriptedBackend:
+    entry = msgspec.structs.replace(scripted_entry(name), aliases=aliases)
+    return ScriptedBackend(lambda request: f"{name} as {request.model}", entry=entry)
+
+
+def ask(model: str) -> Request:
+    return Request(model=model, messages=(Message(role="user", content="hi"),))
+
+
+async def test_id_alias_and_served_name_find_their_backend() -> None:
+    router = Router([scripted("a", "also-a"), scripted("b")], serve_as="kimi-k2.6")
+    for name, answer in {"a": "a", "also-a": "a", "kimi-k2.6": "a", "b": "b"}.items():
+        assert (await complete(router, ask(name))).message.content == f"{answer} as {answer}"
+        assert await router.count_tokens(ask(name)) == 5
+    first, second = await router.models()
+    assert first.aliases == ("also-a", "kimi-k2.6")
+    assert second.id == "b"
+    await router.close()
+
+
+async def test_an_unknown_name_is_not_answered_by_another_model() -> None:
+    with pytest.raises(NotFound, match=r"Not found the model c .*models served: a"):
+        await complete(Router([scripted("a")]), ask("c"))
+
+
+async def test_two_models_may_not_share_a_name() -> None:
+    for router in (
+        Router([scripted("a"), scripted("b", "a")]),
+        Router([scripted("a"), scripted("b")], serve_as="b"),
+    ):
+        with pytest.raises(ConfigError, match="answer to"):
+            await router.models()
+
+
+async def test_serving_under_its_own_name_changes_nothing() -> None:
+    assert (await Router([scripted("a", "x")], serve_as="x").models())[0].aliases == ("x",)
