@@ -118,6 +118,7 @@ def request_of(state: AgentState) -> Request:
         argument_choices=binding.offered(binding.resolve(profile, messages)),
         cache_salt=state.cache_salt,
         prompt_cache_key=state.prompt_cache_key,
+        max_parallel_calls=profile.max_parallel_calls,
     )
 
 

@@ -83,6 +83,10 @@ class Request(msgspec.Struct, frozen=True, kw_only=True):
     """Prefix reuse never crosses this boundary (one per organisation)."""
     prompt_cache_key: str | None = None
     """Session affinity hint for routing; never changes output."""
+    max_parallel_calls: int | None = None
+    """Most tool calls in the answer; None leaves it to the model. Our engine's grammar enforces it."""
+    thinking_budget: int | None = None
+    """Most tokens of thinking: then our backend closes it and lets the model answer."""
 
 
 class Usage(msgspec.Struct, frozen=True, kw_only=True):
