@@ -71,6 +71,9 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     max_parallel_calls: int = 1
     max_steps: int = 100
     page_size: int = 50
+    on_rejection: Literal["fresh", "note"] = "fresh"
+    """What happens to work that was not accepted: a fresh agent tries again, or this one is told why. Only
+    for models that can read such a note."""
     finish_tool: str | None = None
     """Calling it ends the agent; its `summary` argument is the final message."""
 

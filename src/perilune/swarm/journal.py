@@ -103,6 +103,16 @@ class JournalReader:
         """Entries after this position that are on disk now. Raises JournalCorrupt."""
         return _read(self._reader, self.path, after)
 
+    def latest(self, *kinds: str) -> Event | None:
+        """The last event of one of these kinds (their tags); None when there is none. Raises
+        JournalCorrupt."""
+        marks = ", ".join("?" * len(kinds))
+        found = self._reader.read(f"SELECT max(seq) FROM event WHERE type IN ({marks})", kinds)
+        if found[0][0] is None:
+            return None
+        seq = int(found[0][0])
+        return next(_read(self._reader, self.path, seq - 1)).event
+
     def close(self) -> None:
         self._reader.close()
 

@@ -76,16 +76,19 @@ class Merger:
             raise RepositoryError(f"branch {self.branch} does not exist", mend="start the session again")
         return found
 
-    async def commit(self, changes: Sequence[FileChange], message: str, when: int) -> str:
-        """The assignment's changes as a commit on the base; no ref points to it. Without changes it is the
-        base itself. Raises RepositoryError where git refuses a path or mode."""
+    async def commit(
+        self, changes: Sequence[FileChange], message: str, when: int, *, base: str | None = None
+    ) -> str:
+        """The assignment's changes as a commit on `base` (the session's by default); no ref points to it.
+        Without changes it is the base itself. Raises RepositoryError where git refuses a path or mode."""
+        base = base or self.base
         if not changes:
-            return self.base
+            return base
         # Unique per process and call: two imports at once must not meet on one name. It never reaches
         # the disk, for the stream takes it back before its end.
         self._imports += 1
         scratch = f"refs/perilune/import-{os.getpid()}-{self._imports}"
-        stream = _import_stream(scratch, self.base, changes, message, when)
+        stream = _import_stream(scratch, base, changes, message, when)
         answer = await self._repository.must("fast-import", "--quiet", "--done", stdin=stream)
         return answer.decode().strip()
 

@@ -114,6 +114,8 @@ class Assignment(msgspec.Struct, frozen=True, kw_only=True):
     """A tool call that began and has no answer."""
     ended: events.AttemptEnded | None = None
     merge: events.MergeIntended | None = None
+    conflict: bool = False
+    """The last attempt was accepted, but met what others had merged meanwhile."""
     reason: str = ""
     """Why the last attempt was not taken, or why the assignment failed."""
     answer: str = ""
@@ -370,6 +372,8 @@ def _attempt_started(state: SessionState, event: events.AttemptStarted, at: int)
         )
     if event.note:
         agent = loop.apply(agent, loop.NoteRecord(event.note))
+    if one.phase == "rejected":
+        state = msgspec.structs.replace(state, retries=state.retries + 1)
     return _with(
         state,
         one,
@@ -381,6 +385,7 @@ def _attempt_started(state: SessionState, event: events.AttemptStarted, at: int)
         snapshot=one.snapshot if event.carry else {},
         ended=None,
         merge=None,
+        conflict=False,
     )
 
 
@@ -409,12 +414,12 @@ def _merged(state: SessionState, event: events.Merged, at: int) -> SessionState:
 
 def _merge_refused(state: SessionState, event: events.MergeRefused, at: int) -> SessionState:
     one = _expect(state, event.id, "merging")
-    return _with(state, one, phase="rejected", merge=None, reason=event.reason)
+    return _with(state, one, phase="rejected", merge=None, conflict=True, reason=event.reason)
 
 
 def _retry_scheduled(state: SessionState, event: events.RetryScheduled, at: int) -> SessionState:
     _expect(state, event.id, "rejected")
-    return msgspec.structs.replace(state, retries=state.retries + 1)
+    return state  # the attempt that follows is what counts
 
 
 def _assignment_done(state: SessionState, event: events.AssignmentDone, at: int) -> SessionState:
@@ -542,7 +547,7 @@ def _final(state: SessionState, one: Assignment, at: int, **changes: Any) -> Ses
         state,
         one,
         claimed=False,
-        state=None,
+        agent_state=None,
         snapshot={},
         ended=None,
         finished_at=at,

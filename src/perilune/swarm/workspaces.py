@@ -138,7 +138,7 @@ class OverlayWorkspace:
 
     def close(self) -> None:
         """Remove the workspace from the disk; closing again does nothing."""
-        _remove_tree(self.home)
+        remove_tree(self.home)
 
     # --- looking up -----------------------------------------------------------------------------------
 
@@ -282,7 +282,7 @@ class OverlayWorkspace:
 
     def _rebuild(self, changes: Sequence[FileChange]) -> None:
         for folder in (self._upper, self.home / "work"):
-            _remove_tree(folder)
+            remove_tree(folder)
             folder.mkdir(parents=True)
         # Deletions first: a deleted file may give way to a folder of its name.
         for change in sorted(changes, key=lambda change: (change.content is not None, change.path)):
@@ -353,7 +353,8 @@ def _make_whiteout(target: Path) -> None:
     os.mknod(target, stat.S_IFCHR, os.makedev(0, 0))
 
 
-def _remove_tree(folder: Path) -> None:
+def remove_tree(folder: Path) -> None:
+    """Remove a folder with all that lies in it, also what a command locked; none there: nothing happens."""
     if not folder.exists():
         return
 

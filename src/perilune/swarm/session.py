@@ -1,0 +1,410 @@
+"""A swarm session from goal to result branch: plan, start, resume.
+
+    plan = await plan_session(spec, backend=..., settings=...)          refuses before anything is spent
+    outcome = await run_session(home, plan, backend=..., settings=...)  starts it
+    outcome = await run_session(home, plan.id, ...)                     takes it up after any kind of end
+
+Whoever calls holds HOME's lock, and gives a metered backend (`backends/metered.py`): the swarm itself never
+goes around it. A session's journal is HOME/swarm/ID.db, its workspaces lie in HOME/swarm/ID/ while it runs,
+its result is the branch perilune/ID of the user's repository, whose working tree is never touched.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import re
+import secrets
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from perilune.accounts.prices import PriceBook
+from perilune.agent.profiles import load_profile, profile_hash
+from perilune.agent.sandbox import Sandbox
+from perilune.backends.base import Backend, ModelEntry
+from perilune.errors import GoalRefused, InputError, NotFound, PeriluneError, SessionNotFound, StoreError
+from perilune.settings import Settings
+from perilune.swarm import events
+from perilune.swarm.admission import Admission
+from perilune.swarm.bases import Bases
+from perilune.swarm.budgets import Prices, Purse
+from perilune.swarm.context import Run, plain
+from perilune.swarm.halt import Halt, Halted, Interrupted
+from perilune.swarm.journal import Appender, Journal, JournalReader
+from perilune.swarm.merge import Merger
+from perilune.swarm.model_calls import ModelCalls, Patience
+from perilune.swarm.orchestrator import Orchestrator
+from perilune.swarm.recorder import Recorder
+from perilune.swarm.repository import Repository
+from perilune.swarm.state import SessionState, fold
+from perilune.swarm.team import Team
+from perilune.swarm.verify import RenameScope, check_rename_goal, parse_rename_goal
+
+FOLDER = "swarm"
+BRANCH_PREFIX = "perilune/"
+_ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
+
+
+@dataclass(frozen=True)
+class SessionSpec:
+    """What somebody asks for. None: as the settings say."""
+
+    goal: str
+    repo: Path
+    agents: int | None = None
+    """Most sub-agents that live at once."""
+    steps: int | None = None
+    tokens: int | None = None
+    nano_usd: int | None = None
+    model: str = ""
+    """Id or alias; empty: the backend's first model."""
+    check: tuple[str, ...] = ()
+    """Command that accepts or rejects each assignment's changes, run in the sandbox."""
+    retries: int | None = None
+
+
+@dataclass(frozen=True)
+class Plan:
+    """A session that may start: goal and repository were checked, nothing was spent or written."""
+
+    id: str
+    started: events.SessionStarted
+    scope: RenameScope | None
+    """The files of a rename goal; None for other goals."""
+    notes: tuple[str, ...] = ()
+    """What the user should know about the repository."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a run of a session ended."""
+
+    session: str
+    status: Literal["complete", "incomplete", "stopped"]
+    message: str
+    """The orchestrator's last sentence, or why the session stopped."""
+    branch: str
+    tip: str
+    not_done: tuple[str, ...]
+    state: SessionState = field(repr=False)
+    error: PeriluneError | None = None
+    """What stopped it; the session can be resumed."""
+
+    @property
+    def exit_code(self) -> int:
+        """0 complete, 1 incomplete, else that of the error."""
+        if self.error is not None:
+            return self.error.exit_code
+        return {"complete": 0, "incomplete": 1, "stopped": 1}[self.status]
+
+
+@dataclass(frozen=True)
+class SessionInfo:
+    """One line of the list of sessions."""
+
+    id: str
+    goal: str
+    repo: str
+    branch: str
+    status: Literal["complete", "incomplete", "stopped", "running"]
+    """`running` also for one whose process died; HOME's lock says which."""
+    message: str
+    started_at: int
+
+
+# ---- planning
+
+
+async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Settings, salt: str = "") -> Plan:
+    """Check goal and repository. Raises GoalRefused, RepositoryError, NotFound (no such model),
+    InputError, and what the backend raises when it is asked for its models."""
+    goal = plain(spec.goal).strip()
+    if not goal:
+        raise GoalRefused("the goal is empty", field="goal", mend="say what is to be done")
+    entry = await _entry(backend, spec.model)
+    parsed = parse_rename_goal(goal) if entry.goals == "rename" else None
+    repository = await Repository.open(spec.repo)
+    scope = None if parsed is None else await check_rename_goal(parsed, repository)
+    name = new_session_id()
+    roles = {"orchestrator": entry.orchestrator_profile, "subagent": entry.subagent_profile}
+    profiles = {role: load_profile(name).fitted(entry.context_length) for role, name in roles.items()}
+    started = events.SessionStarted(
+        id=name,
+        goal=goal,
+        repo=str(repository.root),
+        base=repository.base_commit,
+        branch=f"{BRANCH_PREFIX}{name}",
+        entry=entry,
+        orchestrator=profiles["orchestrator"],
+        subagent=profiles["subagent"],
+        profile_hashes={name: profile_hash(name) for name in roles.values()},
+        budget=_budget(spec, settings),
+        agents=_at_least_one("agents", settings.max_agents if spec.agents is None else spec.agents),
+        retries=settings.retries if spec.retries is None else max(spec.retries, 0),
+        check=spec.check,
+        files=() if scope is None else scope.files,
+        affected=0 if scope is None else len(scope.affected),
+        cache_salt=salt,
+    )
+    return Plan(name, started, scope, await repository.notes())
+
+
+def new_session_id() -> str:
+    """Sorts by time; fit for a branch, a file and a shell."""
+    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
+
+
+async def _entry(backend: Backend, model: str) -> ModelEntry:
+    models = await backend.models()
+    if not models:
+        raise NotFound("the backend serves no model", field="model", mend="perilune doctor says why")
+    if not model:
+        return models[0]
+    found = next((entry for entry in models if model in (entry.id, *entry.aliases)), None)
+    if found is None:
+        known = ", ".join(entry.id for entry in models)
+        raise NotFound(f"no model {model}", field="model", mend=f"one of: {known}")
+    return found
+
+
+def _budget(spec: SessionSpec, settings: Settings) -> events.Budget:
+    steps = _at_least_one("steps", settings.max_steps if spec.steps is None else spec.steps)
+    for name in ("tokens", "nano_usd"):
+        _at_least_one(name, getattr(spec, name) or 1 if getattr(spec, name) != 0 else 0)
+    return events.Budget(steps=steps, tokens=spec.tokens, nano_usd=spec.nano_usd)
+
+
+def _at_least_one(name: str, value: int) -> int:
+    if value < 1:
+        raise InputError(f"must be at least 1, not {value}", field=name, mend="give a larger number")
+    return value
+
+
+# ---- running
+
+
+async def run_session(
+    home: Path,
+    session: Plan | str,
+    *,
+    backend: Backend,
+    settings: Settings,
+    budget: events.Budget | None = None,
+    prices: Prices | None = None,
+    sandbox: Sandbox | None = None,
+    patience: Patience = Patience(),  # noqa: B008  frozen
+    stop: asyncio.Event | None = None,
+) -> Outcome:
+    """Start a planned session, or resume one by its id, and run it until it is finished or has to stop.
+
+    `budget` replaces the session's. Setting `stop` ends the run at once and resumably, as cancelling does.
+    What stops a session resumably is in the outcome; raised are only StoreError (the journal cannot be
+    written or read), SessionNotFound, RepositoryError when it cannot begin, and CancelledError."""
+    name = session if isinstance(session, str) else session.id
+    path = journal_path(home, name)
+    if isinstance(session, str) and not path.is_file():
+        raise SessionNotFound(f"no session {name}", mend="perilune swarm list")
+    journal = Journal.open(path)
+    try:
+        state = replay(journal)
+        if state.finished:
+            return _outcome(state, None)
+        plan = None if isinstance(session, str) else session
+        return await drive(
+            journal,
+            state,
+            plan,
+            workspace_root=path.with_suffix(""),
+            backend=backend,
+            budget=budget,
+            prices=prices or PriceBook.load(settings),
+            sandbox=sandbox or Sandbox.probe(unsandboxed=settings.unsandboxed),
+            patience=patience,
+            stop=stop,
+        )
+    finally:
+        journal.close()
+
+
+def replay(journal: Journal | JournalReader) -> SessionState:
+    """The state that a journal comes to. Raises JournalCorrupt."""
+    from perilune.errors import JournalCorrupt
+
+    try:
+        return fold(journal.read())
+    except ValueError as error:
+        raise JournalCorrupt(
+            f"{journal.path} does not fit together: {error}",
+            mend="restore it from a backup; the result branch and your files are as they were",
+        ) from error
+
+
+async def drive(
+    journal: Appender,
+    state: SessionState,
+    plan: Plan | None,
+    *,
+    workspace_root: Path,
+    backend: Backend,
+    prices: Prices,
+    sandbox: Sandbox,
+    budget: events.Budget | None = None,
+    patience: Patience = Patience(),  # noqa: B008  frozen
+    stop: asyncio.Event | None = None,
+) -> Outcome:
+    """`run_session` over an open journal and the state it came to."""
+    async with Recorder(journal, state) as recorder:
+        await _begin(recorder, plan, budget)
+        started = recorder.state.session
+        repository = await Repository.open(Path(started.repo), base=started.base)
+        halt = Halt()
+        purse = Purse(recorder, started.entry, prices, halt)
+        run = Run(
+            recorder=recorder,
+            halt=halt,
+            calls=ModelCalls(backend, recorder, purse, halt, patience, started.entry.backend),
+            admission=Admission(started.agents),
+            bases=Bases(workspace_root, repository),
+            repository=repository,
+            merger=Merger(repository, started.branch, started.base),
+            sandbox=sandbox,
+        )
+        await run.merger.create()
+        await _work(run, stop)
+        await _end(run)
+    return _outcome(recorder.state, halt.error)
+
+
+async def _begin(recorder: Recorder, plan: Plan | None, budget: events.Budget | None) -> None:
+    if recorder.state.started is not None:
+        await recorder.record(events.SessionResumed())
+    elif plan is not None:
+        await recorder.record(plan.started)
+    else:
+        raise SessionNotFound("the session was never started", mend="start it anew")
+    if budget is not None and budget != recorder.state.budget:
+        await recorder.record(events.BudgetChanged(budget=budget))
+
+
+async def _work(run: Run, stop: asyncio.Event | None) -> None:
+    """Until the orchestrator has ended or the session is halted; leaves no task behind."""
+    team = Team(run)
+    for one in run.state.queue:
+        team.start(one.id)
+    async with _interrupting(run, stop):
+        try:
+            await Orchestrator(run, team).run()
+            await team.drain()
+        except Halted:
+            await team.drain()
+        finally:
+            await team.cancel()
+
+
+@asynccontextmanager
+async def _interrupting(run: Run, stop: asyncio.Event | None) -> AsyncIterator[None]:
+    """Turns `stop`, and a cancellation from outside, into a halt that is written down."""
+    task = asyncio.current_task()
+    assert task is not None, "a session runs in a task"
+    stopped = False
+
+    async def watch(event: asyncio.Event) -> None:
+        nonlocal stopped
+        await event.wait()
+        stopped = True
+        task.cancel()
+
+    watcher = None if stop is None else asyncio.create_task(watch(stop), name="stop watcher")
+    try:
+        yield
+    except asyncio.CancelledError:
+        run.halt.set(Interrupted("the session was interrupted", mend=f"resume it: {run.session.id}"))
+        if not stopped:
+            await _end(run)
+            raise
+        task.uncancel()
+    finally:
+        if watcher is not None:
+            watcher.cancel()
+
+
+async def _end(run: Run) -> None:
+    error, state = run.halt.error, run.state
+    if error is not None:
+        if state.status == "running":
+            await run.recorder.record(events.SessionStopped(reason=error.code, message=str(error)))
+        return
+    orchestrator = state.orchestrator
+    ended = None if orchestrator is None else orchestrator.outcome
+    message = ended.message if ended is not None else "Failed: step limit."
+    succeeded = bool(state.session.files) or (ended is not None and ended.status == "succeeded")
+    status: Literal["complete", "incomplete"] = (
+        "complete" if succeeded and not state.not_done else "incomplete"
+    )
+    await run.recorder.record(
+        events.SessionFinished(status=status, message=plain(message), tip=await run.merger.tip())
+    )
+    await run.bases.remove()
+
+
+def _outcome(state: SessionState, error: PeriluneError | None) -> Outcome:
+    status = state.status
+    assert status not in ("new", "running"), "a session that was driven has ended or stopped"
+    return Outcome(
+        session=state.session.id,
+        status=status,
+        message=state.message,
+        branch=state.session.branch,
+        tip=state.tip,
+        not_done=state.not_done,
+        state=state,
+        error=error,
+    )
+
+
+# ---- the sessions of a HOME
+
+
+def journal_path(home: Path, session: str) -> Path:
+    """Where a session's journal lies. Raises SessionNotFound for what can be no id."""
+    if not _ID.fullmatch(session):
+        raise SessionNotFound(f"{session!r} is no session", mend="perilune swarm list")
+    return home / FOLDER / f"{session}.db"
+
+
+def sessions(home: Path) -> Sequence[SessionInfo]:
+    """All sessions of a HOME, oldest first. A damaged journal is listed with what is wrong."""
+    return tuple(_info(path) for path in sorted((home / FOLDER).glob("*.db")))
+
+
+def _info(path: Path) -> SessionInfo:
+    try:
+        reader = JournalReader(path)
+    except StoreError as error:
+        return SessionInfo(path.stem, "", "", "", "stopped", str(error), 0)
+    try:
+        first = next(iter(reader.read()), None)
+        if first is None or not isinstance(first.event, events.SessionStarted):
+            return SessionInfo(path.stem, "", "", "", "stopped", "was never started", 0)
+        began = first.event
+        info = SessionInfo(began.id, began.goal, began.repo, began.branch, "running", "", first.at)
+        match reader.latest("session_stopped", "session_finished", "session_resumed"):
+            case events.SessionStopped(message=message):
+                return replace_info(info, "stopped", message)
+            case events.SessionFinished(status=status, message=message):
+                return replace_info(info, status, message)
+            case _:
+                return info
+    except StoreError as error:
+        return SessionInfo(path.stem, "", "", "", "stopped", str(error), 0)
+    finally:
+        reader.close()
+
+
+def replace_info(
+    info: SessionInfo, status: Literal["complete", "incomplete", "stopped"], message: str
+) -> SessionInfo:
+    return SessionInfo(info.id, info.goal, info.repo, info.branch, status, message, info.started_at)
