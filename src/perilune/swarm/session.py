@@ -17,15 +17,24 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Literal
 
 from perilune.accounts.prices import PriceBook
+from perilune.agent.loop import Done
 from perilune.agent.profiles import load_profile, profile_hash
 from perilune.agent.sandbox import Sandbox
 from perilune.backends.base import Backend, ModelEntry
-from perilune.errors import GoalRefused, InputError, NotFound, PeriluneError, SessionNotFound, StoreError
+from perilune.errors import (
+    GoalRefused,
+    InputError,
+    JournalCorrupt,
+    NotFound,
+    PeriluneError,
+    SessionNotFound,
+    StoreError,
+)
 from perilune.settings import Settings
 from perilune.swarm import events
 from perilune.swarm.admission import Admission
@@ -172,8 +181,9 @@ async def _entry(backend: Backend, model: str) -> ModelEntry:
 
 def _budget(spec: SessionSpec, settings: Settings) -> events.Budget:
     steps = _at_least_one("steps", settings.max_steps if spec.steps is None else spec.steps)
-    for name in ("tokens", "nano_usd"):
-        _at_least_one(name, getattr(spec, name) or 1 if getattr(spec, name) != 0 else 0)
+    for name, limit in (("tokens", spec.tokens), ("nano_usd", spec.nano_usd)):
+        if limit is not None:
+            _at_least_one(name, limit)
     return events.Budget(steps=steps, tokens=spec.tokens, nano_usd=spec.nano_usd)
 
 
@@ -231,8 +241,6 @@ async def run_session(
 
 def replay(journal: Journal | JournalReader) -> SessionState:
     """The state that a journal comes to. Raises JournalCorrupt."""
-    from perilune.errors import JournalCorrupt
-
     try:
         return fold(journal.read())
     except ValueError as error:
@@ -273,8 +281,7 @@ async def drive(
             sandbox=sandbox,
         )
         await run.merger.create()
-        await _work(run, stop)
-        await _end(run)
+        await _end(run, await _work(run, stop))
     return _outcome(recorder.state, halt.error)
 
 
@@ -289,19 +296,20 @@ async def _begin(recorder: Recorder, plan: Plan | None, budget: events.Budget | 
         await recorder.record(events.BudgetChanged(budget=budget))
 
 
-async def _work(run: Run, stop: asyncio.Event | None) -> None:
-    """Until the orchestrator has ended or the session is halted; leaves no task behind."""
-    team = Team(run)
+async def _work(run: Run, stop: asyncio.Event | None) -> Done | None:
+    """Until the orchestrator has ended (how, is returned) or the session is halted; leaves no task behind."""
+    team, done = Team(run), None
     for one in run.state.queue:
         team.start(one.id)
     async with _interrupting(run, stop):
         try:
-            await Orchestrator(run, team).run()
+            done = await Orchestrator(run, team).run()
             await team.drain()
         except Halted:
             await team.drain()
         finally:
             await team.cancel()
+    return done
 
 
 @asynccontextmanager
@@ -323,7 +331,7 @@ async def _interrupting(run: Run, stop: asyncio.Event | None) -> AsyncIterator[N
     except asyncio.CancelledError:
         run.halt.set(Interrupted("the session was interrupted", mend=f"resume it: {run.session.id}"))
         if not stopped:
-            await _end(run)
+            await _end(run, None)
             raise
         task.uncancel()
     finally:
@@ -331,31 +339,29 @@ async def _interrupting(run: Run, stop: asyncio.Event | None) -> AsyncIterator[N
             watcher.cancel()
 
 
-async def _end(run: Run) -> None:
+async def _end(run: Run, done: Done | None) -> None:
+    """Write down how it ended."""
     error, state = run.halt.error, run.state
     if error is not None:
-        if state.status == "running":
-            await run.recorder.record(events.SessionStopped(reason=error.code, message=str(error)))
+        await run.recorder.record(events.SessionStopped(reason=error.code, message=str(error)))
         return
-    orchestrator = state.orchestrator
-    ended = None if orchestrator is None else orchestrator.outcome
-    message = ended.message if ended is not None else "Failed: step limit."
-    succeeded = bool(state.session.files) or (ended is not None and ended.status == "succeeded")
+    assert done is not None, "without a halt the orchestrator has ended"
+    # For a rename the files decide, not what was said about them.
+    succeeded = bool(state.session.files) or done.status == "succeeded"
     status: Literal["complete", "incomplete"] = (
         "complete" if succeeded and not state.not_done else "incomplete"
     )
     await run.recorder.record(
-        events.SessionFinished(status=status, message=plain(message), tip=await run.merger.tip())
+        events.SessionFinished(status=status, message=plain(done.message), tip=await run.merger.tip())
     )
     await run.bases.remove()
 
 
 def _outcome(state: SessionState, error: PeriluneError | None) -> Outcome:
-    status = state.status
-    assert status not in ("new", "running"), "a session that was driven has ended or stopped"
+    assert state.status != "new" and state.status != "running", "a driven session has ended or stopped"
     return Outcome(
         session=state.session.id,
-        status=status,
+        status=state.status,
         message=state.message,
         branch=state.session.branch,
         tip=state.tip,
@@ -393,18 +399,12 @@ def _info(path: Path) -> SessionInfo:
         info = SessionInfo(began.id, began.goal, began.repo, began.branch, "running", "", first.at)
         match reader.latest("session_stopped", "session_finished", "session_resumed"):
             case events.SessionStopped(message=message):
-                return replace_info(info, "stopped", message)
+                return replace(info, status="stopped", message=message)
             case events.SessionFinished(status=status, message=message):
-                return replace_info(info, status, message)
+                return replace(info, status=status, message=message)
             case _:
                 return info
     except StoreError as error:
         return SessionInfo(path.stem, "", "", "", "stopped", str(error), 0)
     finally:
         reader.close()
-
-
-def replace_info(
-    info: SessionInfo, status: Literal["complete", "incomplete", "stopped"], message: str
-) -> SessionInfo:
-    return SessionInfo(info.id, info.goal, info.repo, info.branch, status, message, info.started_at)
