@@ -97,6 +97,7 @@ async def test_the_scope_counts_whole_words(tmp_path: Path) -> None:
     scope = await check_rename_goal(GOAL, await repository(tmp_path, files))
     assert scope.files == ("pkg/a.py", "pkg/b.py", "pkg/d.py")
     assert scope.affected == ("pkg/a.py", "pkg/d.py")
+    assert scope.hits == {"pkg/a.py": 1, "pkg/d.py": 1}
 
 
 @pytest.mark.parametrize(

@@ -10,12 +10,12 @@ import ast
 import keyword
 import re
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from perilune.agent.sandbox import ProcessLimits, Sandbox
-from perilune.agent.tools.rename import word_pattern
+from perilune.agent.tools.rename import hits, word_pattern
 from perilune.agent.workspace import PathRefused, clean_folder
 from perilune.errors import GoalRefused
 from perilune.swarm.repository import Repository
@@ -46,8 +46,13 @@ class RenameScope:
 
     files: tuple[str, ...]
     """All .py files of the directory, sorted."""
-    affected: tuple[str, ...]
-    """Those that hold OLD as a whole word."""
+    hits: Mapping[str, int]
+    """How many lines hold OLD as a whole word, for those that have one."""
+
+    @property
+    def affected(self) -> tuple[str, ...]:
+        """The files that hold OLD, sorted."""
+        return tuple(self.hits)
 
 
 def parse_rename_goal(goal: str) -> RenameGoal:
@@ -82,18 +87,18 @@ async def check_rename_goal(goal: RenameGoal, repository: Repository) -> RenameS
     if not files:
         raise GoalRefused(f"{shown} holds no .py file", field="goal", mend="name a folder of Python files")
     contents = await repository.read_files(base, files)
-    affected = []
+    found = {}
     for path in files:
         text = _parsed(path, contents[path])
         if word_pattern(goal.new).search(text):
             raise GoalRefused(
                 f"{goal.new} is used already in {path}", field="goal", mend="choose a new name that is free"
             )
-        if word_pattern(goal.old).search(text):
-            affected.append(path)
-    if not affected:
+        if lines := hits(text, goal.old):
+            found[path] = len(lines)
+    if not found:
         raise GoalRefused(f"{goal.old} is nowhere in {shown}", field="goal", mend="check the name")
-    return RenameScope(files, tuple(affected))
+    return RenameScope(files, found)
 
 
 def _parsed(path: str, content: bytes) -> str:
