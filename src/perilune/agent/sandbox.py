@@ -220,9 +220,10 @@ def _bubblewrap(argv: Sequence[str], view: View, limits: ProcessLimits, env: Map
         *setup,
         "bwrap",
         *_isolation(),
+        # Before the rest: our Python may lie below /tmp, and has to be seen there.
+        *("--size", str(limits.tmp_mb * 1_048_576), "--tmpfs", "/tmp"),
         *_read_only_system(),
         *("--dev", "/dev", "--proc", "/proc"),
-        *("--size", str(limits.tmp_mb * 1_048_576), "--tmpfs", "/tmp"),
         *("--bind", str(view.upper), WORKSPACE, "--chdir", WORKSPACE),
         # A hook or setting planted there would run later, outside, as the user.
         *("--ro-bind-try", f"{view.upper}/.git", f"{WORKSPACE}/.git"),

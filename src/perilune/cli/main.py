@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from perilune import __version__
-from perilune.cli import doctor
+from perilune.cli import chat, connect, doctor, serve
 from perilune.cli.flags import Commands, OneLineParser
 from perilune.errors import PeriluneError
 
@@ -23,10 +23,12 @@ ENGINE_PACKAGES = ("torch", "safetensors", "numpy", "llguidance")
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run one command; its exit code. Never raises for what a user can cause."""
     try:
-        given = build_parser().parse_args(arguments)
-        code = given.run(given)
-        assert isinstance(code, int), "a command returns its exit code"
-        sys.stdout.flush()
+        try:
+            given = build_parser().parse_args(arguments)
+            code = given.run(given)
+            assert isinstance(code, int), "a command returns its exit code"
+        finally:
+            sys.stdout.flush()
         return code
     except PeriluneError as error:
         return complain(str(error), error.exit_code)
@@ -67,7 +69,7 @@ def build_parser() -> OneLineParser:
     commands: Commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser
     )
-    for command in (doctor,):
+    for command in (doctor, serve, connect, chat):
         command.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=print_version)

@@ -1,0 +1,44 @@
+"""`perilune connect`: try a model endpoint, then write it to HOME's settings."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import sys
+
+from perilune.cli.flags import Commands, add_settings, load_settings
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "connect",
+        help="use a model of your own: any OpenAI-compatible endpoint",
+        description="Tries the endpoint with one small call, and saves it to HOME/perilune.toml when it "
+        "answers. `perilune connect --none` goes back to the bundled model.",
+    )
+    add_settings(parser)
+    parser.add_argument("url", nargs="?", metavar="URL", help="base URL, such as https://host/v1")
+    parser.add_argument("--key", default="", help="the endpoint's key; - reads it from standard input")
+    parser.add_argument("--name", default="", help="the model's name there (default: the first it lists)")
+    parser.add_argument("--none", action="store_true", help="forget the endpoint")
+    parser.set_defaults(run=run, parser=parser)
+
+
+def run(given: argparse.Namespace) -> int:
+    from perilune.settings import save_connection
+
+    settings = load_settings(given)
+    if given.none == bool(given.url):
+        given.parser.error("give either URL or --none")
+    if given.none:
+        save_connection(settings.home, "", "", "")
+        print("Back to the bundled model.")
+        return 0
+    from perilune.backends.connect import probe
+
+    key = sys.stdin.readline().strip() if given.key == "-" else given.key
+    found = asyncio.run(probe(given.url, key, given.name))
+    save_connection(settings.home, found.url, key, found.name)
+    print(f"Connected: {found.name} at {found.url}")
+    print('Try: perilune swarm run "GOAL" --repo DIR --agents 8 --budget 1.00')
+    return 0

@@ -1,0 +1,62 @@
+"""What a command that works on its own needs: HOME, its accounts, a model, and the signals that stop it."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager, contextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from perilune.accounts.accounts import Accounts
+    from perilune.backends.base import Backend
+    from perilune.backends.metered import MeteredBackend
+    from perilune.settings import Settings
+    from perilune.store import HomeLock
+
+
+@dataclass(frozen=True)
+class House:
+    settings: Settings
+    lock: HomeLock
+    accounts: Accounts
+    model: Backend
+    """Unmetered: for whoever meters by key, as the API does."""
+
+    @property
+    def metered(self) -> MeteredBackend:
+        """The model on the account of HOME's local project."""
+        from perilune.backends.metered import MeteredBackend
+
+        return MeteredBackend(self.model, self.accounts, self.accounts.local_principal())
+
+
+@asynccontextmanager
+async def open_house(settings: Settings, purpose: str) -> AsyncIterator[House]:
+    """Own HOME while the command runs. Raises HomeLocked, ConfigError, and what opening the model raises."""
+    from perilune.accounts.accounts import Accounts
+    from perilune.backends.choose import open_backend
+    from perilune.store import HomeLock
+
+    with HomeLock(settings.home, purpose) as lock, Accounts.open(settings.home, settings) as accounts:
+        backend = await open_backend(settings)
+        try:
+            yield House(settings, lock, accounts, backend)
+        finally:
+            await backend.close()
+
+
+@contextmanager
+def stop_signals() -> Iterator[asyncio.Event]:
+    """An event that Ctrl-C and SIGTERM set, instead of ending the process."""
+    loop = asyncio.get_running_loop()
+    asked = asyncio.Event()
+    for number in (signal.SIGINT, signal.SIGTERM):
+        loop.add_signal_handler(number, asked.set)
+    try:
+        yield asked
+    finally:
+        for number in (signal.SIGINT, signal.SIGTERM):
+            loop.remove_signal_handler(number)

@@ -1,0 +1,29 @@
+"""`perilune serve`: the API, until SIGTERM or Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+
+from perilune.cli.flags import Commands, add_settings, add_unsandboxed, load_settings
+
+
+def add(commands: Commands) -> None:
+    parser = commands.add_parser(
+        "serve",
+        help="serve the API for the bundled or the connected model",
+        description="Serves /v1/chat/completions and /v1/models. The first start writes HOME/keys.json. "
+        "SIGTERM lets running answers end, then exits 0.",
+    )
+    add_settings(
+        parser, "host", "port", "admin_port", "serve_as", "checkpoint", "dtype", "threads", "log_level"
+    )
+    add_unsandboxed(parser)
+    parser.set_defaults(run=run)
+
+
+def run(given: argparse.Namespace) -> int:
+    from perilune.api.serve import serve
+
+    asyncio.run(serve(load_settings(given)))
+    return 0
