@@ -15,17 +15,16 @@ from typing import Protocol
 import msgspec
 
 from perilune.agent.profiles import Profile
-from perilune.backends.base import ModelEntry
 from perilune.chat.messages import Usage
-from perilune.swarm.events import Budget
+from perilune.swarm.events import Budget, SessionStarted
 from perilune.swarm.verify import RenameScope
 
 BYTES_PER_TOKEN = 4
-MESSAGE_TOKENS = 6
+MESSAGE_TOKENS = 5
 """What the template adds around one message, about."""
-HIT_TOKENS = 18
+HIT_TOKENS = 16
 """One hit line in a tool's answer."""
-CALL_TOKENS = 30
+CALL_TOKENS = 22
 """A tool call as the model writes it, besides the names in it."""
 SENTENCE_TOKENS = 12
 
@@ -98,59 +97,33 @@ def usd(nano: int) -> str:
     return f"{nano / 1_000_000_000:,.{digits}f}"
 
 
-def estimate_rename(
-    goal: str,
-    clause: str,
-    scope: RenameScope,
-    *,
-    agents: int,
-    budget: Budget,
-    entry: ModelEntry,
-    orchestrator: Profile,
-    subagent: Profile,
-    prices: Prices,
-) -> Estimate:
-    """For `Rename OLD to NEW in DIR.`: one sub-agent per file; `clause` is what each is told."""
-    shared = _tokens(_tools(subagent)) + _tokens(clause) + MESSAGE_TOKENS
-    parts = [_orchestrator(goal, scope.files, orchestrator)]
-    for path in scope.files:
-        parts.append(_renamer(path, scope.hits.get(path, 0), shared, subagent))
+def estimate(started: SessionStarted, scope: RenameScope | None, prices: Prices) -> Estimate:
+    """Of a planned session: `estimate(plan.started, plan.scope, PriceBook.load(settings))`."""
+    return _goal(started, prices) if scope is None else _rename(started, scope, prices)
+
+
+def _rename(started: SessionStarted, scope: RenameScope, prices: Prices) -> Estimate:
+    """One sub-agent per file."""
+    clause = started.goal.partition(" in ")[0]
+    shared = _tokens(_tools(started.subagent)) + _tokens(clause) + MESSAGE_TOKENS
+    parts = [_orchestrator(started.goal, scope.files, started.orchestrator)]
+    parts += [_renamer(path, scope.hits.get(path, 0), shared, started.subagent) for path in scope.files]
     lines = sum(scope.hits.values())
-    return _sum_up(
-        parts,
-        agents=len(scope.files),
-        live=agents,
-        budget=budget,
-        entry=entry,
-        prices=prices,
-        basis=f"{len(scope.files):,} files with {lines:,} lines to change, and no retries",
-    )
+    basis = f"{len(scope.files):,} files with {lines:,} lines to change, and no retries"
+    return _sum_up(started, parts, len(scope.files), basis, prices)
 
 
-def estimate_goal(*, agents: int, budget: Budget, entry: ModelEntry, prices: Prices) -> Estimate:
-    """For any other goal: so many sub-agents, each taking what one typically takes."""
+def _goal(started: SessionStarted, prices: Prices) -> Estimate:
+    """So many sub-agents, each taking what one typically takes."""
+    agents = started.agents
     one = _growing(TYPICAL_STEPS, TYPICAL_START, TYPICAL_GROWTH, TYPICAL_ANSWER)
-    lead = _growing(4 + agents // 20, TYPICAL_START, 20 * TYPICAL_ANSWER, 20 * TYPICAL_ANSWER // 4)
-    return _sum_up(
-        [lead, one.times(agents)],
-        agents=agents,
-        live=agents,
-        budget=budget,
-        entry=entry,
-        prices=prices,
-        basis=f"{TYPICAL_STEPS} steps a sub-agent, which differs widely from goal to goal",
-    )
+    lead = _growing(4 + agents // 20, TYPICAL_START, 20 * TYPICAL_ANSWER, 5 * TYPICAL_ANSWER)
+    basis = f"{TYPICAL_STEPS} steps a sub-agent, which differs widely from goal to goal"
+    return _sum_up(started, [lead, one.times(agents)], agents, basis, prices)
 
 
 def _sum_up(
-    parts: Sequence[_Calls],
-    *,
-    agents: int,
-    live: int,
-    budget: Budget,
-    entry: ModelEntry,
-    prices: Prices,
-    basis: str,
+    started: SessionStarted, parts: Sequence[_Calls], agents: int, basis: str, prices: Prices
 ) -> Estimate:
     steps = sum(part.steps for part in parts)
     usage = Usage(
@@ -158,18 +131,18 @@ def _sum_up(
         cached_tokens=sum(part.cached for part in parts),
         completion_tokens=sum(part.completion for part in parts),
     )
-    money = prices.charge(entry.price, usage)
+    money = prices.charge(started.entry.price, usage)
     return Estimate(
         agents=agents,
-        live=min(agents, live),
+        live=min(agents, started.agents),
         steps=steps,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
         completion_tokens=usage.completion_tokens,
         nano_usd=money,
-        price=entry.price,
+        price=started.entry.price,
         basis=basis,
-        limits=_limits(budget, steps, usage.prompt_tokens + usage.completion_tokens, money),
+        limits=_limits(started.budget, steps, usage.prompt_tokens + usage.completion_tokens, money),
     )
 
 
