@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import asyncio
 
 from perilune.cli.flags import Commands, add_settings, add_unsandboxed, load_settings
 
@@ -23,7 +22,7 @@ def add(commands: Commands) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from perilune.api.serve import serve
+    from perilune.api import serve
 
-    asyncio.run(serve(load_settings(given)))
+    serve.run(load_settings(given))
     return 0

@@ -1,0 +1,45 @@
+"""Who may pass: keys as bearer tokens, checked on the route that matched.
+
+Every route is wrapped in `Guarded` with the scope it needs, so one that nobody thought about does not
+exist. The path in the request's URL plays no part in the decision: only the matched route does.
+"""
+
+from __future__ import annotations
+
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from perilune.accounts.accounts import Accounts
+from perilune.accounts.keys import Principal
+from perilune.api.http import header
+from perilune.errors import InvalidKey
+
+
+class Guarded:
+    """Lets a request through to `app` once its key has the scope."""
+
+    def __init__(self, app: ASGIApp, accounts: Accounts, needs: str) -> None:
+        self._app = app
+        self._accounts = accounts
+        self._needs = needs
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        secret = bearer(header(scope, b"authorization"))
+        scope["perilune.principal"] = self._accounts.authenticate(secret, self._needs)
+        await self._app(scope, receive, send)
+
+
+def principal_of(scope: Scope) -> Principal:
+    """Whom the key of this request stands for. Only behind `Guarded`."""
+    principal = scope["perilune.principal"]
+    assert isinstance(principal, Principal)
+    return principal
+
+
+def bearer(value: str) -> str:
+    """The key in an Authorization header. Raises InvalidKey when there is none."""
+    scheme, _, secret = value.strip().partition(" ")
+    if scheme.lower() != "bearer" or not secret.strip():
+        raise InvalidKey(
+            "no API key was sent", field="Authorization", mend="send `Authorization: Bearer plk_...`"
+        )
+    return secret.strip()

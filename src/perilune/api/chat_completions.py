@@ -1,0 +1,89 @@
+"""POST /v1/chat/completions, whole and streamed.
+
+Every call goes through MeteredBackend, which reserves before and settles after; an answer's last byte
+leaves only when its events are exhausted, that is, when it is settled. A client that leaves ends the call,
+which then settles what was made. An error before the first event has its HTTP status; later it is an
+event of the stream, which ends without `[DONE]`.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import aclosing
+
+from starlette.types import Message, Receive, Scope, Send
+
+from perilune.accounts.accounts import Accounts
+from perilune.api.auth import principal_of
+from perilune.api.edge import request_id_of, told
+from perilune.api.http import ClientGone, read_json_body, send_json
+from perilune.api.models import Catalogue
+from perilune.api.policy import fit
+from perilune.api.presence import ClientPresent
+from perilune.backends.base import Backend
+from perilune.backends.metered import MeteredBackend, MeteredCall
+from perilune.chat.messages import Finished
+from perilune.chat.wire import ChunkEncoder, decode_request, encode_completion, encode_error_event
+
+STREAM_START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache, no-transform"),
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+
+
+class ChatCompletions:
+    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue, policy: str) -> None:
+        """`policy`: the sampling policy for all models; empty leaves it to each model's entry."""
+        self._backend = backend
+        self._accounts = accounts
+        self._catalogue = catalogue
+        self._policy = policy
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal = principal_of(scope)
+        call = decode_request(await read_json_body(scope, receive))
+        name = call.request.model
+        entry = await self._catalogue.find(name)
+        request = fit(call.request, entry, sampling_policy=self._policy, cache_salt=principal.cache_salt)
+        request_id = request_id_of(scope)
+        metered = MeteredBackend(self._backend, self._accounts, principal)
+        answer_id, created = f"chatcmpl-{request_id}", int(time.time())
+        if call.stream:
+            encoder = ChunkEncoder(
+                id=answer_id, model=name, created=created, include_usage=call.include_usage
+            )
+            await _stream(metered.call(request, request_id=request_id), encoder, receive, send)
+            return
+        async with ClientPresent(receive):
+            completion, _ = await metered.complete(request, request_id=request_id)
+        await send_json(send, encode_completion(completion, id=answer_id, model=name, created=created))
+
+
+async def _stream(call: MeteredCall, encoder: ChunkEncoder, receive: Receive, send: Send) -> None:
+    started = False
+    last = b""
+    try:
+        async with ClientPresent(receive), aclosing(call):
+            async for event in call:
+                data = encoder.encode(event)
+                if isinstance(event, Finished):
+                    last = data  # kept back until the call is settled
+                    continue
+                if not started:
+                    started = True
+                    await send(dict(STREAM_START))
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+    except ClientGone:
+        raise
+    except Exception as error:
+        if not started:
+            raise
+        last = encode_error_event(told(error, "a stream"))
+    if not started:
+        await send(dict(STREAM_START))
+    await send({"type": "http.response.body", "body": last})

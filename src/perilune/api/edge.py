@@ -1,0 +1,97 @@
+"""The outermost layer: gives every request an id, and turns every error into JSON of the official shape."""
+
+from __future__ import annotations
+
+import logging
+import time
+
+from starlette.exceptions import HTTPException
+from starlette.requests import Request as HttpRequest
+from starlette.responses import Response
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from perilune.accounts.accounts import new_request_id
+from perilune.api.http import ClientGone, error_headers, send_json
+from perilune.chat.wire import encode_error
+from perilune.errors import PeriluneError
+
+log = logging.getLogger("perilune.api")
+
+ID_HEADERS = (b"x-request-id", b"msh-request-id", b"request-id", b"x-trace-id")
+"""Each client library looks for another one."""
+CLIENT_CLOSED = 499
+"""Only in the log: nobody is left to read it."""
+HTTP_TYPES = {404: "resource_not_found_error", 405: "invalid_request_error"}
+
+
+class Edge:
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        request_id = new_request_id()
+        scope["perilune.request_id"] = request_id
+        began = time.perf_counter()
+        status = 0
+
+        async def send_with_id(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                value = request_id.encode()
+                message["headers"] = [*message.get("headers", ()), *((name, value) for name in ID_HEADERS)]
+            await send(message)
+
+        try:
+            await self._app(scope, receive, send_with_id)
+        except ClientGone:
+            status = CLIENT_CLOSED
+        except Exception as error:  # noqa: BLE001  the request's edge: the client gets an error, the log the trace
+            problem = told(error, f"{scope['method']} {_path(scope)}")
+            # Once half an answer is out, its unfinished body tells the client that it is not whole.
+            if not status:
+                await send_json(
+                    send_with_id, encode_error(problem), problem.http_status, error_headers(problem)
+                )
+        took = (time.perf_counter() - began) * 1000
+        log.info("%s %s %d %.1f ms %s", scope["method"], _path(scope), status, took, request_id)
+
+
+def _path(scope: Scope) -> str:
+    """As it was sent, percent signs and all: a decoded path could forge lines of the log."""
+    raw: bytes = scope["raw_path"]
+    return raw.decode("latin-1")
+
+
+def request_id_of(scope: Scope) -> str:
+    """The id that the answer's headers, the log and the ledger's row share."""
+    request_id = scope["perilune.request_id"]
+    assert isinstance(request_id, str)
+    return request_id
+
+
+def told(error: Exception, what: str) -> PeriluneError:
+    """The error as a client is told it. What is no PeriluneError is our defect: its trace goes to the log."""
+    if isinstance(error, PeriluneError):
+        if error.http_status >= 500:
+            log.warning("%s failed: %s", what, error)
+        return error
+    log.error("%s failed", what, exc_info=error)
+    return PeriluneError("something went wrong here", mend="the server's log says what")
+
+
+async def http_problem(request: HttpRequest, problem: Exception) -> Response:
+    """No such route, wrong method, too large, wrong type: what HTTP itself refuses."""
+    assert isinstance(problem, HTTPException)
+    texts = {
+        404: f"no such route: {request.url.path} (docs/api.md lists what is served)",
+        405: f"{request.method} is not allowed on {request.url.path}",
+    }
+    error = PeriluneError(texts.get(problem.status_code, problem.detail))
+    error.code = HTTP_TYPES.get(problem.status_code, "invalid_request_error")
+    return Response(
+        encode_error(error), problem.status_code, dict(problem.headers or {}), media_type="application/json"
+    )

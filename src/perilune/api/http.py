@@ -1,0 +1,81 @@
+"""Reading a request's body and sending an answer, on ASGI messages directly."""
+
+from __future__ import annotations
+
+import math
+
+import msgspec
+from starlette.exceptions import HTTPException
+from starlette.types import Receive, Scope, Send
+
+from perilune.errors import InsufficientBalance, InvalidKey, PeriluneError
+
+MAX_BODY_BYTES = 100 * 1024 * 1024
+"""The hosted API's limit."""
+JSON = b"application/json"
+
+Headers = list[tuple[bytes, bytes]]
+
+
+class ClientGone(Exception):
+    """The client closed the connection before its answer was complete. Nobody is left to tell."""
+
+
+def header(scope: Scope, name: bytes) -> str:
+    """The first header of that (lower-case) name; empty when there is none."""
+    value: bytes
+    for key, value in scope["headers"]:
+        if key == name:
+            return value.decode("latin-1")
+    return ""
+
+
+async def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+    """The whole body. Raises HTTPException for a type that is not JSON or a body over the limit."""
+    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+    if kind and kind != "application/json" and not kind.endswith("+json"):
+        raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
+    length = header(scope, b"content-length")
+    if length.isdigit() and int(length) > limit:
+        raise _too_large(limit)
+    parts: list[bytes] = []
+    size = 0
+    more = True
+    while more:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientGone
+        part = message.get("body", b"")
+        size += len(part)
+        if size > limit:
+            raise _too_large(limit)
+        parts.append(part)
+        more = message.get("more_body", False)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
+
+
+def _too_large(limit: int) -> HTTPException:
+    # The connection is closed: its unread rest would be taken for the next request.
+    return HTTPException(
+        413, f"the body is larger than {limit} bytes (send less)", headers={"connection": "close"}
+    )
+
+
+async def send_json(send: Send, body: object, status: int = 200, headers: Headers | None = None) -> None:
+    data = body if isinstance(body, bytes) else msgspec.json.encode(body)
+    fixed = [(b"content-type", JSON), (b"content-length", b"%d" % len(data))]
+    await send({"type": "http.response.start", "status": status, "headers": fixed + (headers or [])})
+    await send({"type": "http.response.body", "body": data})
+
+
+def error_headers(error: PeriluneError) -> Headers:
+    """What clients act upon: how long to wait, that waiting is pointless, how to sign in."""
+    headers: Headers = []
+    wait: float | None = getattr(error, "retry_after_s", None)
+    if wait is not None:
+        headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
+    if isinstance(error, InsufficientBalance):
+        headers.append((b"x-should-retry", b"false"))
+    if isinstance(error, InvalidKey):
+        headers.append((b"www-authenticate", b"Bearer"))
+    return headers

@@ -1,0 +1,69 @@
+"""Takes a port, or says clearly why it cannot be had."""
+
+from __future__ import annotations
+
+import errno
+import socket
+
+from perilune.errors import ConfigError
+
+BACKLOG = 2048
+NEXT_PORTS = 50
+"""How many ports after the wanted one are tried before the system chooses."""
+
+
+def listen(host: str, port: int, *, any_port: bool = False) -> socket.socket:
+    """A listening socket; who connects before the server runs is answered once it does.
+
+    With `any_port`, a port that is taken is replaced by the next free one. Raises ConfigError."""
+    family, address = _resolve(host, port)
+    wanted = [port, *range(port + 1, min(port + 1 + NEXT_PORTS, 65536)), 0] if any_port and port else [port]
+    for number in wanted:
+        taken = _try_listen(family, (address, number))
+        if taken is not None:
+            return taken
+    raise ConfigError(
+        f"{port} on {host} is taken by another program",
+        field="port",
+        mend=f"stop that program, or choose another with --port {port + 1} (--port 0 takes any free one)",
+    )
+
+
+def root_url(listener: socket.socket) -> str:
+    """`http://ADDRESS:PORT` as a client on this machine reaches it."""
+    host, port = listener.getsockname()[:2]
+    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
+    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+
+
+def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
+    try:
+        found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
+    except OSError as error:
+        raise ConfigError(
+            f"{host!r} is no address of this machine", field="host", mend="use 127.0.0.1 or 0.0.0.0"
+        ) from error
+    family, _, _, _, address = found[0]
+    return family, str(address[0])
+
+
+def _try_listen(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket | None:
+    """None when the port is taken. Raises ConfigError when it may not be had at all."""
+    taken = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        # Lets a restart take the port of connections that are still closing; never a port in use.
+        taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        taken.setblocking(False)
+        taken.bind(address)
+        taken.listen(BACKLOG)
+    except OSError as error:
+        taken.close()
+        if error.errno == errno.EADDRINUSE:
+            return None
+        field = "port" if error.errno == errno.EACCES else "host"
+        raise ConfigError(
+            f"cannot listen on {address[0]} port {address[1]}: {error.strerror}",
+            field=field,
+            mend="choose another with --port" if field == "port" else "use 127.0.0.1 or 0.0.0.0",
+        ) from error
+    return taken

@@ -1,0 +1,42 @@
+"""Ends the work on an answer when the client that waits for it goes away."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Receive
+
+from perilune.api.http import ClientGone
+
+
+class ClientPresent:
+    """`async with ClientPresent(receive)`: cancels the block and raises ClientGone when the client leaves.
+
+    Enter it after the body was read. Leave it before the last byte is sent: from then on the server
+    reports the connection as gone."""
+
+    def __init__(self, receive: Receive) -> None:
+        self._receive = receive
+        self._left = False
+
+    async def __aenter__(self) -> Self:
+        task = asyncio.current_task()
+        assert task is not None, "only inside a task"
+        self._task = task
+        self._watcher = asyncio.create_task(self._watch())
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._watcher.cancel()
+        if self._left and self._task.uncancel() == 0 and (kind is None or kind is asyncio.CancelledError):
+            raise ClientGone from error
+
+    async def _watch(self) -> None:
+        while (await self._receive())["type"] != "http.disconnect":
+            pass
+        self._left = True
+        self._task.cancel()

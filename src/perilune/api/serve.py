@@ -1,0 +1,208 @@
+"""The server process: owns HOME, opens accounts and backend, listens, drains on a signal.
+
+`serve` is the whole of `perilune serve`. `Server` is its inner part, for a process that has its own event
+loop and shares one backend and one set of accounts with it, such as the demonstration.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import socket
+import sys
+from collections.abc import Callable, Coroutine, Iterator
+from typing import Any
+
+import uvicorn
+
+from perilune.accounts.accounts import KEYS_FILE, Accounts
+from perilune.api.app import build_app
+from perilune.api.listen import listen, root_url
+from perilune.backends.base import Backend
+from perilune.errors import UnsupportedInput
+from perilune.settings import Settings
+from perilune.store import HomeLock
+
+GRACE_S = 30
+"""How long answers under way may take once the server was told to stop."""
+SETTLE_S = 5
+"""How long calls that were cut off then may take to settle."""
+KEEP_ALIVE_S = 75
+"""Longer than clients keep idle connections, so that they and not we close them."""
+
+
+OpenModel = Callable[[Settings], Coroutine[Any, Any, Backend]]
+
+
+class Server:
+    """The API in a running event loop: `await start()`, `await stop()`. Owns neither backend nor accounts."""
+
+    def __init__(self, settings: Settings, backend: Backend, accounts: Accounts) -> None:
+        self._settings = settings
+        self._app = build_app(settings, backend, accounts)
+        self._uvicorn: _Uvicorn | None = None
+        self._task: asyncio.Task[None] | None = None
+        self.root_url = ""
+        """Such as `http://127.0.0.1:8642`; known once started."""
+
+    @property
+    def base_url(self) -> str:
+        """What OpenAI clients are given as base URL."""
+        return f"{self.root_url}/v1"
+
+    async def start(self, listener: socket.socket | None = None, *, any_port: bool = False) -> None:
+        """Requests are answered when this returns. Without a `listener` it takes the port of the settings,
+        or with `any_port` the next free one. Raises ConfigError when the port cannot be had."""
+        if listener is None:
+            listener = listen(self._settings.host, self._settings.port, any_port=any_port)
+        self.root_url = root_url(listener)
+        config = uvicorn.Config(
+            self._app,
+            http="httptools",
+            loop="none",
+            ws="none",
+            lifespan="off",
+            workers=1,
+            log_config=None,
+            log_level="warning",
+            access_log=False,
+            server_header=False,
+            proxy_headers=False,
+            timeout_keep_alive=KEEP_ALIVE_S,
+        )
+        self._uvicorn = _Uvicorn(config)
+        self._task = asyncio.create_task(self._uvicorn.serve(sockets=[listener]), name="perilune api")
+        await self._uvicorn.listening.wait()
+
+    async def stop(self, grace_s: int = GRACE_S) -> None:
+        """Refuse new connections, let answers under way end for so long, cut off the rest; what was cut off
+        settles before this returns."""
+        server, task = self._uvicorn, self._task
+        if server is None or task is None:
+            return
+        server.config.timeout_graceful_shutdown = grace_s
+        server.should_exit = True
+        await task
+        if cut := set(server.server_state.tasks):
+            await asyncio.wait(cut, timeout=SETTLE_S)
+        self._uvicorn = self._task = None
+
+    def hurry(self) -> None:
+        """Cut off all answers under way, while `stop` waits for them."""
+        if self._uvicorn is not None:
+            for task in self._uvicorn.server_state.tasks:
+                task.cancel()
+
+
+class _Uvicorn(uvicorn.Server):
+    """uvicorn that says when it listens and leaves signals to the process it runs in."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.listening = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets=sockets)
+        self.listening.set()
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
+async def serve(
+    settings: Settings,
+    *,
+    on_ready: Callable[[Server], None] | None = None,
+    any_port: bool = False,
+    open_model: OpenModel | None = None,
+) -> None:
+    """Serve HOME until SIGTERM or SIGINT, then drain; a second signal cuts off what is still under way.
+    `open_model` opens another backend than the one that the settings choose.
+
+    Raises HomeLocked, ConfigError (port, settings), StoreError, and what opening the backend raises."""
+    if settings.admin_port:
+        raise UnsupportedInput("the admin door is not built yet", field="admin_port", mend="leave it at 0")
+    open_model = open_model or _chosen
+    stopping = asyncio.Event()
+    server: Server | None = None
+
+    def on_signal() -> None:
+        if stopping.is_set() and server is not None:
+            server.hurry()
+        stopping.set()
+
+    with HomeLock(settings.home, "serve") as lock, _signals(on_signal):
+        listener = listen(settings.host, settings.port, any_port=any_port)
+        with contextlib.closing(listener), Accounts.open(settings.home, settings) as accounts:
+            backend = await _unless(stopping, open_model(settings))
+            if backend is None:
+                return
+            try:
+                server = Server(settings, backend, accounts)
+                await server.start(listener)
+                lock.announce(server.base_url)
+                await _announce(server, backend, settings)
+                if on_ready is not None:
+                    on_ready(server)
+                await stopping.wait()
+                await server.stop()
+            finally:
+                await backend.close()
+
+
+def run(settings: Settings, *, any_port: bool = False) -> None:
+    """`serve` with its own event loop and logging. Returns once drained."""
+    import uvloop  # not on every system that Perilune's other rooms run on
+
+    logging.basicConfig(
+        level=settings.log_level.upper(),
+        stream=sys.stderr,
+        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
+    )
+    uvloop.run(serve(settings, any_port=any_port))
+
+
+async def _chosen(settings: Settings) -> Backend:
+    from perilune.backends.choose import open_backend  # only the server itself needs any of the backends
+
+    return await open_backend(settings)
+
+
+async def _announce(server: Server, backend: Backend, settings: Settings) -> None:
+    names = ", ".join(entry.id for entry in await backend.models())
+    alias = f", also as {settings.serve_as}" if settings.serve_as else ""
+    print(f"Perilune serves {names}{alias} at {server.base_url}")
+    print(f"Keys: {settings.home / KEYS_FILE}")
+    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+        print(
+            f"Note: {settings.host} is open to other machines and speaks plain HTTP; put TLS in front of it"
+        )
+    print("Stop with Ctrl-C", flush=True)
+
+
+@contextlib.contextmanager
+def _signals(handler: Callable[[], None]) -> Iterator[None]:
+    loop = asyncio.get_running_loop()
+    caught = (signal.SIGTERM, signal.SIGINT)
+    for number in caught:
+        loop.add_signal_handler(number, handler)
+    try:
+        yield
+    finally:
+        for number in caught:
+            loop.remove_signal_handler(number)
+
+
+async def _unless(stopping: asyncio.Event, opening: Coroutine[Any, Any, Backend]) -> Backend | None:
+    """The backend; None when the process was told to stop before it was open."""
+    task, told = asyncio.ensure_future(opening), asyncio.ensure_future(stopping.wait())
+    await asyncio.wait({task, told}, return_when=asyncio.FIRST_COMPLETED)
+    told.cancel()
+    if task.done():
+        return task.result()
+    task.cancel()
+    await asyncio.wait({task})
+    return None
