@@ -58,6 +58,13 @@ class BlockCache:
 
         The last token is never covered: it must be computed to know what follows.
         """
+        found = self.find(tokens, salt)
+        for block in found:
+            self._refer(block)
+        return found
+
+    def find(self, tokens: Sequence[int], salt: str) -> list[int]:
+        """What match() would return, without referring to it."""
         size = self.block_size
         found: list[int] = []
         before: int | str = salt
@@ -67,8 +74,6 @@ class BlockCache:
                 break
             found.append(block)
             before = self._published[block][1]
-        for block in found:
-            self._refer(block)
         return found
 
     def allocate(self) -> int:

@@ -126,7 +126,7 @@ class Engine:
         self._cache.check([sequence.blocks for sequence in running])
         return Stats(
             running=len(running),
-            waiting=len(self._scheduler.waiting),
+            waiting=len(self._scheduler.waiting) + len(self._scheduler.preempted),
             blocks_total=self._cache.blocks,
             blocks_free=self._cache.free,
             blocks_cached=self._cache.cached,

@@ -5,6 +5,10 @@ ones; a step computes at most max_batch_tokens. A prompt's full blocks are publi
 planned, not when it is done: a forward writes the latents of all its rows in a layer before any row
 looks at them, so the next sequence of a wave shares them within the same step.
 
+Of the waiting, whoever finds most of its prompt in the cache goes first, except that one admission in
+FAIR_SHARE goes to the longest waiting. Among more agents than fit, this lets some finish while their
+prefixes are warm, where first come, first served would throw out every prefix just before its next use.
+
 When blocks run out the youngest running sequence is preempted: it gives its blocks back, waits at the
 front and is computed again later, mostly from the cache.
 """
@@ -16,6 +20,8 @@ from dataclasses import dataclass, field
 
 from perilune.engine.cache import BlockCache
 from perilune.engine.sequence import Sequence
+
+FAIR_SHARE = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,24 +54,28 @@ class Step:
 class Scheduler:
     def __init__(self, cache: BlockCache, max_batch_tokens: int, max_sequences: int) -> None:
         self.cache = cache
-        self.waiting: deque[Sequence] = deque()
+        self.waiting: list[Sequence] = []
+        """In the order of arrival."""
+        self.preempted: deque[Sequence] = deque()
+        """Waiting to be resumed, before all others."""
         self.running: list[Sequence] = []
         """In the order of their (latest) admission: the last one is preempted first."""
         self.preemptions = 0
         self.tokens_prefilled = 0
         self.tokens_from_cache = 0
+        self._admissions = 0
         self._max_batch_tokens = max(max_batch_tokens, max_sequences)
         self._max_sequences = max_sequences
 
     def add(self, sequence: Sequence) -> None:
+        found = self.cache.find(sequence.tokens, sequence.call.cache_salt)
+        sequence.expected = len(found) * self.cache.block_size
         self.waiting.append(sequence)
 
     def remove(self, sequence: Sequence, *, spoilt: bool = False) -> None:
         """Take out a sequence that ended. `spoilt`: what it computed must not be found by others."""
-        if sequence in self.waiting:
-            self.waiting.remove(sequence)
-        else:
-            self.running.remove(sequence)
+        place = next(p for p in (self.running, self.waiting, self.preempted) if sequence in p)
+        place.remove(sequence)
         self._give_back(sequence, spoilt=spoilt)
 
     def plan(self) -> Step:
@@ -77,14 +87,25 @@ class Scheduler:
             count = min(sequence.pending, budget)
             if count and sequence.blocks and self._make_room(sequence, count, step):
                 budget -= self._take(sequence, count, step)
-        while budget and self.waiting and len(self.running) < self._max_sequences:
-            sequence = self.waiting[0]
-            if not self._admit(sequence):
+        while budget and len(self.running) < self._max_sequences and (newcomer := self._next()):
+            if not self._admit(newcomer):
                 break
-            self.waiting.popleft()
-            self.running.append(sequence)
-            budget -= self._take(sequence, min(sequence.pending, budget), step)
+            (self.preempted if self.preempted else self.waiting).remove(newcomer)
+            self.running.append(newcomer)
+            self._admissions += 1
+            budget -= self._take(newcomer, min(newcomer.pending, budget), step)
         return step
+
+    def _next(self) -> Sequence | None:
+        """Whose turn it is to be admitted."""
+        if self.preempted:
+            return self.preempted[0]
+        if not self.waiting:
+            return None
+        if self._admissions % FAIR_SHARE == 0:
+            return self.waiting[0]
+        # Of equals the first, which came first.
+        return max(self.waiting, key=lambda sequence: sequence.expected)
 
     def done(self, step: Step) -> None:
         """The step's latents are in the cache."""
@@ -119,7 +140,7 @@ class Scheduler:
             victim = next(other for other in reversed(self.running) if id(other) not in planned)
             self.running.remove(victim)
             self._give_back(victim)
-            self.waiting.appendleft(victim)
+            self.preempted.appendleft(victim)
             self.preemptions += 1
             if victim is sequence:
                 return False

@@ -29,6 +29,8 @@ class Sequence:
     """How many of the tokens have their latents in the blocks."""
     published: int = 0
     """How many of the first blocks others can find."""
+    expected: int = 0
+    """Tokens that the cache had when the call came: what the order of admission goes by."""
     cached_tokens: int | None = None
     """Prompt tokens that came from the cache when the call was first admitted."""
     announced: bool = False
