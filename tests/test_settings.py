@@ -95,6 +95,12 @@ def test_a_connection_is_saved_beside_other_lines(tmp_path: Path) -> None:
     assert stat.S_IMODE(path.stat().st_mode) == 0o600
 
 
+def test_a_known_context_is_saved_too(tmp_path: Path) -> None:
+    save_connection(tmp_path, "http://x/v1", "", "m", 32768)
+    save_connection(tmp_path, "http://y/v1", "", "m", 65536)
+    assert Settings.load(tmp_path, {}, {}).model_context == 65536
+
+
 def test_a_file_that_cannot_be_edited_safely_is_left_alone(tmp_path: Path) -> None:
     text = 'model_url = """\nhttp://old\n"""\n'
     (tmp_path / FILE_NAME).write_text(text)

@@ -112,21 +112,26 @@ def default_home(env: Mapping[str, str] = os.environ) -> Path:
     return Path(data) / "perilune"
 
 
-def save_connection(home: Path, url: str, key: str, name: str) -> None:
-    """Write a model endpoint to HOME/perilune.toml, keeping every other line. The file gets mode 0600,
-    for it holds the key. Raises ConfigError when the present file cannot be read as TOML."""
+def save_connection(home: Path, url: str, key: str, name: str, context: int | None = None) -> None:
+    """Write a model endpoint to HOME/perilune.toml, keeping every other line; `context` is its context
+    length where that is known. The file gets mode 0600, for it holds the key.
+
+    Raises ConfigError when the present file cannot be read as TOML."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
     path = home / FILE_NAME
     old_text = _read_text(path)
-    wanted = {"model_url": url, "model_key": key, "model_name": name}
+    wanted: dict[str, object] = {"model_url": url, "model_key": key, "model_name": name}
+    if context is not None:
+        wanted["model_context"] = context
     expected = _parse(path, old_text) | wanted
-    lines = [line for line in old_text.splitlines() if not re.match(r"\s*model_(url|key|name)\s*=", line)]
+    replaced = re.compile(rf"\s*({'|'.join(wanted)})\s*=")
+    lines = [line for line in old_text.splitlines() if not replaced.match(line)]
     at = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     lines[at:at] = [f"{setting} = {json.dumps(value)}" for setting, value in wanted.items()]
     text = "\n".join(lines) + "\n"
     if _parse(path, text) != expected:
         raise ConfigError(
-            f"{path} cannot be edited safely", mend="set model_url, model_key and model_name there"
+            f"{path} cannot be edited safely", mend=f"set {', '.join(wanted)} there"
         )
     replace_file(path, text.encode())
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import sys
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from perilune.cli.flags import Commands, add_settings, load_settings, whole
@@ -44,7 +45,10 @@ async def _run(given: argparse.Namespace, settings: Settings) -> int:
     if settings.base_url:
         from perilune.backends.upstream import UpstreamBackend
 
-        server = UpstreamBackend(settings.base_url, settings.api_key, given.model or "perilune-nano")
+        there = replace(
+            settings, model_url=settings.base_url, model_key=settings.api_key, model_name=given.model
+        )
+        server = await UpstreamBackend.open(there)
         try:
             return await _ask(server, given)
         finally:

@@ -36,9 +36,12 @@ def run(given: argparse.Namespace) -> int:
         return 0
     from perilune.backends.connect import probe
 
-    key = sys.stdin.readline().strip() if given.key == "-" else given.key
+    key = sys.stdin.readline().strip() if given.key == "-" else given.key or settings.model_key
     found = asyncio.run(probe(given.url, key, given.name))
-    save_connection(settings.home, found.url, key, found.name)
-    print(f"Connected: {found.name} at {found.url}")
-    print('Try: perilune swarm run "GOAL" --repo DIR --agents 8 --budget 1.00')
+    save_connection(settings.home, found.url, key, found.name, found.context_length)
+    context = f", {found.context_length:,} tokens of context" if found.context_length else ""
+    print(f"Connected  {found.name} at {found.url}: answered in {found.seconds:.1f} s{context}")
+    if not found.counts_tokens:
+        print("Note       its answers do not say what they used: costs will be estimates")
+    print('Try next   perilune swarm run "GOAL" --repo DIR --agents 8 --budget 1.00')
     return 0

@@ -23,6 +23,7 @@ SETTING_FLAGS = {
     "dtype": ("FORMAT", "number format of the engine: float32 or bfloat16"),
     "threads": ("N", "threads of the engine; 0 lets it choose"),
     "max_agents": ("N", "most sub-agents that live at once; more wait"),
+    "retries": ("N", "how often an assignment whose result was rejected is tried again"),
     "log_level": ("LEVEL", "debug, info, warning or error"),
 }
 """Setting -> placeholder, help. The values are text: settings.py converts and checks them."""

@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from perilune.settings import Settings
     from perilune.store import HomeLock
 
+STOPPING = (signal.SIGINT, signal.SIGTERM)
+
 
 @dataclass(frozen=True)
 class House:
@@ -50,13 +52,21 @@ async def open_house(settings: Settings, purpose: str) -> AsyncIterator[House]:
 
 @contextmanager
 def stop_signals() -> Iterator[asyncio.Event]:
-    """An event that Ctrl-C and SIGTERM set, instead of ending the process."""
+    """An event that the first Ctrl-C or SIGTERM sets; the second one ends the process as usual."""
     loop = asyncio.get_running_loop()
     asked = asyncio.Event()
-    for number in (signal.SIGINT, signal.SIGTERM):
-        loop.add_signal_handler(number, asked.set)
+
+    def hear() -> None:
+        asked.set()
+        forget()
+
+    def forget() -> None:
+        for number in STOPPING:
+            loop.remove_signal_handler(number)
+
+    for number in STOPPING:
+        loop.add_signal_handler(number, hear)
     try:
         yield asked
     finally:
-        for number in (signal.SIGINT, signal.SIGTERM):
-            loop.remove_signal_handler(number)
+        forget()
