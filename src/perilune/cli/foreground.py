@@ -87,7 +87,7 @@ async def run_here(
     )
     journal = journal_path(home, session if isinstance(session, str) else session.id)
     try:
-        await follow(journal, sys.stdout, ended=working.done, prices=prices)
+        await follow(journal, sys.stdout, ended=working.done)
     finally:
         # Without a view (a terminal that went away) the work goes on to its end all the same.
         outcome = await working

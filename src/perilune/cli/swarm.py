@@ -38,6 +38,8 @@ def add(commands: Commands) -> None:
         action.set_defaults(run=function)
         if name != "list":
             action.add_argument("id", metavar="ID", help="as `perilune swarm list` shows it")
+        if name == "show":
+            action.add_argument("--follow", action="store_true", help="go on showing it until it ends")
         if name == "report":
             action.add_argument("--json", action="store_true", help="as JSON instead of Markdown")
 
@@ -112,24 +114,23 @@ def resume(given: argparse.Namespace) -> int:
 
 
 async def _resume(given: argparse.Namespace, settings: Settings) -> int:
-    budget = _raised(settings, given)
+    budget = _raised(given)
     async with open_house(settings, "swarm resume") as house:
         with stop_signals() as stop:
             return _end(await run_here(house, given.id, stop, budget), settings)
 
 
-def _raised(settings: Settings, given: argparse.Namespace) -> Budget | None:
+def _raised(given: argparse.Namespace) -> Budget | None:
     """The session's budget with what was given in its place; None when nothing was given."""
     import msgspec
 
-    from perilune.swarm.session import journal_path
     from perilune.swarm.view import Watch
 
     wanted = {"steps": given.steps, "tokens": given.tokens, "nano_usd": given.budget}
     changes = {name: value for name, value in wanted.items() if value is not None}
     if not changes:
         return None
-    with closing(Watch(journal_path(settings.home, given.id))) as watch:
+    with closing(Watch(_journal(given))) as watch:
         watch.poll()
         return msgspec.structs.replace(watch.state.budget, **changes)
 
@@ -163,26 +164,32 @@ def list_sessions(given: argparse.Namespace) -> int:
 def show(given: argparse.Namespace) -> int:
     import shutil
 
-    from perilune.swarm.session import journal_path
-    from perilune.swarm.view import Watch, frame, now_ms
+    from perilune.swarm.view import Watch, follow, frame, now_ms
 
-    journal = journal_path(load_settings(given).home, given.id)
-    if not journal.is_file():
-        raise SessionNotFound(f"no session {given.id}", mend="perilune swarm list")
+    journal = _journal(given)
+    if given.follow:
+        asyncio.run(follow(journal, sys.stdout))
+        return 0
     with closing(Watch(journal)) as watch:
         watch.poll()
-        columns = shutil.get_terminal_size().columns
-        print(frame(watch.state, list(watch.last), columns, now_ms()))
+        lines = frame(watch.state, list(watch.last), shutil.get_terminal_size().columns, now_ms())
+        print("\n".join(lines))
     return 0
 
 
 def report(given: argparse.Namespace) -> int:
     from perilune.swarm.report import read_report, to_json, to_markdown
+
+    found = read_report(_journal(given))
+    print(to_json(found).decode() if given.json else to_markdown(found), end="")
+    return 0
+
+
+def _journal(given: argparse.Namespace) -> Path:
+    """The journal of the session that was named. Raises SessionNotFound."""
     from perilune.swarm.session import journal_path
 
     journal = journal_path(load_settings(given).home, given.id)
     if not journal.is_file():
         raise SessionNotFound(f"no session {given.id}", mend="perilune swarm list")
-    found = read_report(journal)
-    print(to_json(found).decode() if given.json else to_markdown(found), end="")
-    return 0
+    return journal
