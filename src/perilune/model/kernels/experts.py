@@ -14,6 +14,9 @@ from torch import Tensor
 
 FEW_PAIRS = 4
 """Up to so many token-expert pairs are computed one by one when no gradient is wanted."""
+PADDED_TO = 64
+"""In BF16 training on a CPU every expert's run is filled up to a multiple of this: the library behind
+torch compiles a product anew for every shape it has not met, which costs more than the product."""
 
 
 def routed_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
@@ -24,12 +27,29 @@ def routed_experts(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, 
     if chosen.numel() <= FEW_PAIRS and not torch.is_grad_enabled():
         return _few(x, chosen, weights, gate_up, down)
     order = chosen.flatten().argsort(stable=True)
+    counts = chosen.flatten().bincount(minlength=len(gate_up))
+    shares = weights.flatten().index_select(0, order)
+    if x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled():
+        order, shares, counts = _padded(order, shares, counts)
     token = order // chosen.shape[1]
-    runs = chosen.flatten().bincount(minlength=len(gate_up)).tolist()
+    runs = counts.tolist()
     gate, up = grouped_linear(x.index_select(0, token), gate_up, runs).chunk(2, dim=-1)
     answers = grouped_linear(F.silu(gate) * up, down, runs)
-    answers = answers * weights.flatten().index_select(0, order)[:, None].to(answers.dtype)
+    answers = answers * shares[:, None].to(answers.dtype)
     return torch.zeros_like(x).index_add(0, token, answers)
+
+
+def _padded(order: Tensor, shares: Tensor, counts: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """Runs filled up with pair 0 at share 0, which adds nothing to any output or gradient."""
+    whole = (counts + PADDED_TO - 1) // PADDED_TO * PADDED_TO
+    shift = (whole - counts).cumsum(0) - (whole - counts)
+    place = torch.arange(len(order), device=order.device) + shift.repeat_interleave(counts)
+    length = int(whole.sum())
+    return (
+        order.new_zeros(length).index_copy(0, place, order),
+        shares.new_zeros(length).index_copy(0, place, shares),
+        whole,
+    )
 
 
 def _few(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
