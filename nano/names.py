@@ -103,7 +103,7 @@ def path(pool: Pool, rng: random.Random, *, near: Sequence[str] = ()) -> str:
     folders = [word(pool, rng) for _ in range(rng.choice((0, 1, 1, 2, 2, 3)))]
     if rng.random() < 0.4:
         folders = ["src", *folders]
-    stem = name(pool, rng).lower()
+    stem = rng.choice((name(pool, rng).lower(), name(pool, rng).lower(), word(pool, rng), "__init__"))
     if near and rng.random() < 0.25:
         stem = rng.choice(_stems(rng.choice(near)))
         if folders and rng.random() < 0.3:
@@ -140,6 +140,12 @@ def files_of(folder: str, count: int, pool: Pool, rng: random.Random) -> list[st
             last = f"{stem}_{rng.randint(0, 299)}.py"
         elif style < 0.6:
             last = f"{stem}{rng.randint(0, 99):02d}.py"
+        elif style < 0.66:
+            last = "__init__.py"
+        elif style < 0.74:
+            last = f"test_{word(pool, rng)}.py"
+        elif style < 0.84:
+            last = f"{word(pool, rng)}.py"
         else:
             last = f"{name(pool, rng).lower()}.py"
         made.add(f"{folder}/{rng.choice(subs)}{last}")

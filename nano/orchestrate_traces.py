@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from nano.names import Pool, directory, files_of, name, new_name
+from nano.names import Pool, directory, files_of, name, new_name, word
 from nano.rename_traces import MODEL, edits, instructions
 from nano.traces import Answer, Oracle, Trace, World, run
 from perilune.agent.binding import NOT_A_PATH
@@ -108,8 +108,10 @@ class Swarm:
     def result(self) -> str:
         rng = self._rng
         if rng.random() < 0.93:
-            return f"Done: {edits(rng.choice((0, 1, 1, 1, 2, 2, 3, 4, 6)))}."
-        return rng.choice(("Failed: syntax error.", "Failed: no file.", "Failed: loop.", "Failed: cannot edit."))
+            return f"Done: {edits(rng.choice((0, 0, 0, 1, 1, 1, 2, 2, 3, 4, 6)))}."
+        reason = " ".join(word(self._pool, rng) for _ in range(rng.randint(1, 6)))
+        known = ("syntax error", "no file", "loop", "cannot edit", "step limit", "context full")
+        return f"Failed: {rng.choice((*known, reason))}."
 
 
 def world_of(swarm: Swarm, *, errors: int = 0) -> World:

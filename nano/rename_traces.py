@@ -22,6 +22,8 @@ from perilune.chat.messages import Message
 MODEL = "perilune-nano"
 SLIPS = 0.16
 """Share of traces with a slip or a tool failure in them."""
+NO_HITS = 0.07
+"""Share of files that do not hold OLD: in a real directory most do not, and they are easy."""
 
 _INSTRUCTIONS = re.compile(r"Rename (\S+) to (\S+)\.")
 _HIT = re.compile(r"(?:^|, next )(\d+): ", re.MULTILINE)
@@ -136,6 +138,8 @@ def traces(pool: Pool, rng: random.Random, *, most_hits: int = 9) -> list[Trace]
     new = new_name(old, pool, rng)
     if rng.random() < 0.25:
         file = path(pool, rng, near=(old, new))
+    if rng.random() < NO_HITS:
+        text = "pass\n" * rng.randint(1, 9)
     workspace = OneFile(file, text)
     answers, world = oracle, tools_over(workspace)
     if rng.random() < SLIPS:
@@ -184,11 +188,8 @@ def _with_slip(
 ) -> tuple[Oracle, World]:
     """An oracle that slips once, or a world where something fails."""
     kind = rng.choice(
-        ("line", "line", "line", "line", "old", "new", "swap", "search", "path", "none", "gone", "syntax")
+        ("line", "line", "line", "line", "old", "new", "swap", "search", "path", "gone", "syntax")
     )
-    if kind == "none":
-        workspace.write_bytes(workspace.list_files()[0], b"pass\n" * rng.randint(1, 9))
-        return oracle, world
     if kind == "gone":
         return oracle, lambda action, _: [_failed(action, f"no file {arguments_of(action.calls[0])['path']}")]
     if kind == "syntax":

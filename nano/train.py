@@ -128,7 +128,7 @@ class Trainer:
         loss, right = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         loads = torch.stack([router.loads.float() for router in self.decoder.routers])
-        sums = torch.cat([torch.tensor([float(batch.tokens.numel()), float(loss), right]), loads.flatten()])
+        sums = torch.cat([torch.tensor([float(batch.tokens.numel()), float(loss.detach()), right]), loads.flatten()])
         dist.all_reduce(sums)
         norm = self._optimiser.step(self.progress.step, self.progress.rate)
         loads = sums[3:].view_as(loads)
