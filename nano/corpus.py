@@ -17,7 +17,7 @@ from pathlib import Path
 import msgspec
 
 HELD_OUT = frozenset(
-    "networkx jinja2 email unittest http xml asyncio logging fsspec filelock".split()
+    ["networkx", "jinja2", "email", "unittest", "http", "xml", "asyncio", "logging", "fsspec", "filelock"]
 )
 """Packages that training never sees."""
 SKIPPED = frozenset({"test", "tests", "__pycache__", "site-packages", "dist-packages", "idlelib"})
@@ -155,7 +155,9 @@ def _names(files: list[tuple[str, str]]) -> tuple[str, ...]:
 
 
 def _words(names: Sequence[str]) -> tuple[str, ...]:
-    return tuple(sorted({part.lower() for name in names for part in _PARTS.findall(name) if 2 < len(part) < 12}))
+    return tuple(
+        sorted({part.lower() for name in names for part in _PARTS.findall(name) if 2 < len(part) < 12})
+    )
 
 
 def load(path: Path) -> Corpus:

@@ -120,7 +120,9 @@ def directory(pool: Pool, rng: random.Random) -> str:
     if rng.random() < 0.3:
         parts = rng.choice(pool.paths).split("/")[:-1]
         return "/".join(parts[-rng.choice((1, 2, 3)) :]) or word(pool, rng)
-    return "/".join([*(["src"] if rng.random() < 0.4 else []), *(word(pool, rng) for _ in range(rng.choice((1, 1, 2))))])
+    return "/".join(
+        [*(["src"] if rng.random() < 0.4 else []), *(word(pool, rng) for _ in range(rng.choice((1, 1, 2))))]
+    )
 
 
 def files_of(folder: str, count: int, pool: Pool, rng: random.Random) -> list[str]:

@@ -36,9 +36,7 @@ def oracle(messages: Sequence[Message]) -> Answer:
     assert found is not None
     old, new, folder = found[1], found[2], found[3]
     last = _last_round(messages)
-    create = Answer(
-        calls=(("create_subagent", {"name": AGENT, "system_prompt": instructions(old, new)}),)
-    )
+    create = Answer(calls=(("create_subagent", {"name": AGENT, "system_prompt": instructions(old, new)}),))
     if last is None:
         return create
     name_of, text, assigned = last

@@ -7,7 +7,6 @@ import re
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from nano.corpus import Record
 from nano.names import Pool, damaged, name, new_name, path, word
 from nano.traces import Answer, Oracle, Trace, World, run
 from perilune.agent.calls import arguments_of
@@ -112,9 +111,7 @@ def tools_over(workspace: OneFile) -> World:
     def world(action: RunTools, state: AgentState) -> Sequence[ToolRecord]:
         context = ToolContext.of(action, workspace, state.profile)
         result = finished(run_tool(action.calls[0], context))
-        return [
-            ToolRecord(action.calls[0].id, result.content, result.ok, result.mutated, result.settled)
-        ]
+        return [ToolRecord(action.calls[0].id, result.content, result.ok, result.mutated, result.settled)]
 
     return world
 
@@ -144,9 +141,7 @@ def traces(pool: Pool, rng: random.Random, *, most_hits: int = 9) -> list[Trace]
     answers, world = oracle, tools_over(workspace)
     if rng.random() < SLIPS:
         answers, world = _with_slip(world, workspace, old, new, rng)
-    state = start(
-        bundled_profile("rename"), model=MODEL, prompt=file, system_prompt=instructions(old, new)
-    )
+    state = start(bundled_profile("rename"), model=MODEL, prompt=file, system_prompt=instructions(old, new))
     return list(run(state, answers, world))
 
 
@@ -213,9 +208,7 @@ def _with_slip(
     return slips, world
 
 
-def _slipped(
-    kind: str, arguments: dict[str, Any], old: str, new: str, rng: random.Random
-) -> dict[str, Any]:
+def _slipped(kind: str, arguments: dict[str, Any], old: str, new: str, rng: random.Random) -> dict[str, Any]:
     match kind:
         case "line":
             line = int(arguments["line"])

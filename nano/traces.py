@@ -100,7 +100,9 @@ def run(state: AgentState, oracle: Oracle, world: World, *, most_steps: int = 40
 
 def _message(answer: Answer) -> Message:
     calls = tuple(
-        ToolCall(id=f"functions.{tool}:{place}", name=tool, arguments=json.dumps(arguments, ensure_ascii=False))
+        ToolCall(
+            id=f"functions.{tool}:{place}", name=tool, arguments=json.dumps(arguments, ensure_ascii=False)
+        )
         for place, (tool, arguments) in enumerate(answer.calls)
     )
     return Message(role="assistant", content=answer.text, tool_calls=calls)

@@ -128,7 +128,9 @@ class Trainer:
         loss, right = self._loss(batch)
         loss.backward()  # type: ignore[no-untyped-call]
         loads = torch.stack([router.loads.float() for router in self.decoder.routers])
-        sums = torch.cat([torch.tensor([float(batch.tokens.numel()), float(loss.detach()), right]), loads.flatten()])
+        sums = torch.cat(
+            [torch.tensor([float(batch.tokens.numel()), float(loss.detach()), right]), loads.flatten()]
+        )
         dist.all_reduce(sums)
         norm = self._optimiser.step(self.progress.step, self.progress.rate)
         loads = sums[3:].view_as(loads)
@@ -226,7 +228,9 @@ class Trainer:
         for sums in kinds.values():
             dist.all_reduce(sums)
         if self.rank == 0:
-            shown = {k: [round(float(s[1] / s[0]), 3), round(float(s[2] / s[3]), 5)] for k, s in kinds.items()}
+            shown = {
+                k: [round(float(s[1] / s[0]), 3), round(float(s[2] / s[3]), 5)] for k, s in kinds.items()
+            }
             self._write({"held_out": shown, "tokens": self.progress.tokens})
 
     def _report(self, speed: float, average: list[float], norm: float, worst: float) -> None:
