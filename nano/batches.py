@@ -89,7 +89,7 @@ class Batches:
                 if len(ids) <= stage.longest and any(weights):
                     samples.append((ids, weights))
         samples.sort(key=lambda sample: -len(sample[0]))
-        batches = []
+        batches: list[Batch] = []
         while samples:
             length = -(-len(samples[0][0]) // STEP) * STEP
             rows = max(1, round(TOKENS / length))

@@ -59,7 +59,8 @@ class Corpus(msgspec.Struct, frozen=True):
 def build(folders: Sequence[Path], seed: int = 0) -> tuple[Corpus, list[str]]:
     """The corpus of all `.py` files below the folders, and the training texts (for the tokenizer)."""
     rng = random.Random(seed)
-    train, held = [], []
+    train: list[tuple[str, str]] = []
+    held: list[tuple[str, str]] = []
     for path, text, is_held in _files(folders):
         (held if is_held else train).append((path, text))
     train.sort()

@@ -15,6 +15,7 @@ import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
+from itertools import pairwise
 from pathlib import Path
 
 import msgspec
@@ -55,7 +56,7 @@ def _merges(words: list[tuple[list[bytes], int]], wanted: int) -> list[bytes]:
     pairs: Counter[tuple[bytes, bytes]] = Counter()
     where: defaultdict[tuple[bytes, bytes], set[int]] = defaultdict(set)
     for index, (parts, count) in enumerate(words):
-        for pair in zip(parts, parts[1:], strict=False):
+        for pair in pairwise(parts):
             pairs[pair] += count
             where[pair].add(index)
     heap = [(-count, pair) for pair, count in pairs.items()]
@@ -76,9 +77,9 @@ def _merges(words: list[tuple[list[bytes], int]], wanted: int) -> list[bytes]:
             new = _join(parts, best)
             if new == parts:
                 continue
-            for pair in zip(parts, parts[1:], strict=False):
+            for pair in pairwise(parts):
                 pairs[pair] -= weight
-            for pair in zip(new, new[1:], strict=False):
+            for pair in pairwise(new):
                 pairs[pair] += weight
                 where[pair].add(index)
                 changed.add(pair)

@@ -161,7 +161,7 @@ def damaged(text: str, rng: random.Random) -> str:
     if len(parts) > 1 and style < 0.4:
         return "".join(parts[:at] + parts[at + 1 :])
     if style < 0.6:
-        return "".join(parts[:at] + [parts[at]] + parts[at:])
+        return "".join([*parts[:at], parts[at], *parts[at:]])
     if style < 0.8:
         return text + rng.choice("sxe_")
     place = rng.randrange(len(text))

@@ -1,4 +1,4 @@
-"""Traces of the rename sub-agent: its oracle, its world (the product's tools over a file in memory), its slips."""
+"""Traces of the rename sub-agent: its oracle, its slips, and the product's tools over a file in memory."""
 
 from __future__ import annotations
 
@@ -138,7 +138,8 @@ def traces(pool: Pool, rng: random.Random, *, most_hits: int = 9) -> list[Trace]
     if rng.random() < NO_HITS:
         text = "pass\n" * rng.randint(1, 9)
     workspace = OneFile(file, text)
-    answers, world = oracle, tools_over(workspace)
+    answers: Oracle = oracle
+    world = tools_over(workspace)
     if rng.random() < SLIPS:
         answers, world = _with_slip(world, workspace, old, new, rng)
     state = start(bundled_profile("rename"), model=MODEL, prompt=file, system_prompt=instructions(old, new))

@@ -27,7 +27,7 @@ from perilune.agent.loop import (
     next_action,
 )
 from perilune.agent.state import renumbered
-from perilune.chat.messages import Completion, Message, ToolCall, Usage
+from perilune.chat.messages import Completion, FinishReason, Message, ToolCall, Usage
 from perilune.chat.template import encode, render
 from perilune.chat.tokenizer import (
     CALL_ARGUMENTS,
@@ -84,7 +84,7 @@ def run(state: AgentState, oracle: Oracle, world: World, *, most_steps: int = 40
                 said = _message(answer)
                 sequence = renumbered((*messages, said))
                 flags.append(answer.trained)
-                reason = "tool_calls" if answer.calls else "stop"
+                reason: FinishReason = "tool_calls" if answer.calls else "stop"
                 completion = Completion(message=said, finish_reason=reason, usage=Usage())
                 state = apply(state, AnswerRecord(completion))
             case RunTools():
