@@ -182,9 +182,9 @@ class MeteredCall:
         try:
             async with aclosing(self._inner_stream(quote)) as events:
                 async for event in events:
-                    if isinstance(event, Finished):
-                        self.charge = await self._backend._settle(reservation, event.usage, "finished", False)
                     self._count(event)
+                    if isinstance(event, Finished):
+                        event = await self._settle_finished(reservation, quote, event)
                     yield event
             if self.charge is None:
                 raise BackendInterrupted("the model's stream ended before it was complete")
@@ -202,14 +202,23 @@ class MeteredCall:
         request = msgspec.structs.replace(self._request, max_tokens=quote.max_tokens)
         return cast(AsyncGenerator[Event, None], self._backend._inner.stream(request))
 
+    async def _settle_finished(self, reservation: Reservation, quote: Quote, event: Finished) -> Finished:
+        """No prompt is empty: counts that say so mean that the endpoint did not count."""
+        told = event.usage.prompt_tokens > 0
+        usage = event.usage if told else self._estimate(quote)
+        self.charge = await self._backend._settle(reservation, usage, "finished", not told)
+        return event if told else Finished(event.reason, usage)
+
     async def _settle_unfinished(self, reservation: Reservation, quote: Quote, outcome: Outcome) -> None:
         """A call that failed before anything arrived costs nothing. Otherwise the prompt was read, and what
         arrived was made; how much of the prompt was cached nobody told, so none is assumed."""
         if outcome == "failed" and not self._arrived:
             self.charge = await self._backend._settle(reservation, Usage(), outcome, False)
             return
-        usage = Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=_tokens(self._bytes))
-        self.charge = await self._backend._settle(reservation, usage, outcome, True)
+        self.charge = await self._backend._settle(reservation, self._estimate(quote), outcome, True)
+
+    def _estimate(self, quote: Quote) -> Usage:
+        return Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=_tokens(self._bytes))
 
     def _count(self, event: Event) -> None:
         self._arrived = True

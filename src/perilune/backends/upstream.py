@@ -1,0 +1,303 @@
+"""Any OpenAI-compatible endpoint as a backend.
+
+    request -> JSON (chat/wire) -> POST URL/chat/completions -> server-sent events -> Events
+
+A call is tried again only while nothing of its answer has arrived. Every way it can fail becomes one of the
+BackendErrors, with the mend; the key is in no message and no log line. No proxy is taken from the
+environment and no redirect is followed: the key goes to the configured host and nowhere else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import random
+import re
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
+from contextlib import aclosing
+from dataclasses import dataclass, replace
+from typing import Any, TypeAlias
+
+import aiohttp
+import msgspec
+
+from perilune.backends.base import ModelEntry
+from perilune.backends.endpoint import (
+    PAGE_TYPES,
+    auth_headers,
+    base_url,
+    connection_error,
+    is_out_of_quota,
+    list_models,
+    may_pass,
+    new_session,
+    read_capped,
+    refusal,
+    web_page,
+)
+from perilune.chat.messages import Completion, Event, Finished, Request
+from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion, encode_request
+from perilune.errors import (
+    BackendError,
+    BackendInterrupted,
+    BackendRateLimited,
+    BackendRefused,
+    BackendUnreachable,
+    ConfigError,
+)
+from perilune.settings import Settings
+
+Events: TypeAlias = AsyncGenerator[Event, None]
+Answer: TypeAlias = tuple[aiohttp.ClientResponse, Events]
+
+log = logging.getLogger(__name__)
+
+FIRST_PAUSE_S = 0.5
+LONGEST_PAUSE_S = 20.0
+LONGEST_RETRY_AFTER_S = 60.0
+"""An endpoint that asks for more patience than this is reported, not waited for."""
+
+OPTIONAL_FIELDS = ("chat_template_kwargs", "thinking", "stream_options", "prompt_cache_key", "seed")
+"""Left out when an endpoint refuses a call with their name: none changes what an answer may be billed."""
+
+
+@dataclass(frozen=True)
+class Quirks:
+    """How an endpoint's dialect differs, as data. Learnt from its refusals, or given."""
+
+    omit: frozenset[str] = frozenset()
+    """Fields it refuses."""
+    token_limit: str = "max_tokens"
+    """Its name for the limit of the answer; newer ones call it `max_completion_tokens`."""
+
+    def body(self, request: Request, model: str) -> dict[str, Any]:
+        body = encode_request(request, model=model, stream=True)
+        if "max_tokens" in body:
+            body[self.token_limit] = body.pop("max_tokens")
+        return {name: value for name, value in body.items() if name not in self.omit}
+
+    def learn(self, refusal: BackendRefused, body: dict[str, Any]) -> Quirks | None:
+        """The quirks under which the refused call may pass; None when the refusal is about something else."""
+        named = set(re.findall(r"\w+", refusal.message))
+        if self.token_limit == "max_tokens" and "max_tokens" in body and "max_completion_tokens" in named:
+            return replace(self, token_limit="max_completion_tokens")
+        refused = {field for field in OPTIONAL_FIELDS if field in body and field in named}
+        return replace(self, omit=self.omit | refused) if refused else None
+
+
+class UpstreamBackend:
+    """One model of one endpoint."""
+
+    def __init__(
+        self,
+        url: str,
+        *,
+        key: str = "",
+        entry: ModelEntry,
+        model_name: str = "",
+        timeout_s: float = 600.0,
+        retries: int = 3,
+        quirks: Quirks | None = None,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`model_name` is the model's name at the endpoint, when it differs from the entry's id.
+
+        Raises ConfigError for a URL that is not one."""
+        self.url = base_url(url)
+        self._headers = auth_headers(key)
+        self._entry = entry
+        self._model_name = model_name or entry.id
+        self._timeout_s = timeout_s
+        self._retries = retries
+        self._quirks = quirks or Quirks()
+        self._sleep = sleep
+        self._chance = chance
+        self._session: aiohttp.ClientSession | None = None
+
+    @classmethod
+    async def open(cls, settings: Settings) -> UpstreamBackend:
+        """The endpoint of `model_url`, `model_key` and `model_name`. Without a name the endpoint is asked,
+        and it must serve exactly one model.
+
+        Raises ConfigError, BackendError."""
+        name = settings.model_name or await _only_model(settings)
+        return cls(
+            settings.model_url,
+            key=settings.model_key,
+            entry=upstream_entry(settings, name),
+            timeout_s=settings.model_timeout_s,
+            retries=settings.model_retries,
+        )
+
+    async def models(self) -> tuple[ModelEntry, ...]:
+        return (self._entry,)
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        response, events = await self._begin(request)
+        try:
+            async with aclosing(events):
+                async for event in events:
+                    yield event
+        finally:
+            # Not merely back to the pool: an answer that is not read to its end must stop at the endpoint.
+            response.close()
+
+    async def count_tokens(self, request: Request) -> int | None:
+        """The endpoint's tokenizer is not ours to know."""
+        return None
+
+    async def close(self) -> None:
+        if self._session is not None:
+            await self._session.close()
+            self._session = None
+
+    # ---- before the first byte
+
+    async def _begin(self, request: Request) -> Answer:
+        """Call until something of an answer has arrived. Raises BackendError."""
+        failures = 0
+        while True:
+            body = self._quirks.body(request, self._model_name)
+            try:
+                return await self._attempt(request, body)
+            except BackendRefused as refused:
+                learnt = self._quirks.learn(refused, body)
+                if learnt is None:
+                    raise
+                log.warning("%s refuses a field; going on with %s", self.url, learnt)
+                self._quirks = learnt
+            except _Passing as passing:
+                pause = self._pause(passing.error, failures)
+                if pause is None:
+                    raise passing.error from passing.__cause__
+                failures += 1
+                log.info("%s: %s; try %d in %.1f s", self.url, passing.error.message, failures + 1, pause)
+                await self._sleep(pause)
+
+    def _pause(self, error: BackendError, failures: int) -> float | None:
+        """Seconds to wait before the next try; None when there is none."""
+        asked = error.retry_after_s if isinstance(error, BackendRateLimited) else None
+        if failures >= self._retries or (asked or 0.0) > LONGEST_RETRY_AFTER_S:
+            return None
+        backoff = min(FIRST_PAUSE_S * 2.0**failures, LONGEST_PAUSE_S)
+        return max(backoff * (0.5 + self._chance() / 2), asked or 0.0)
+
+    async def _attempt(self, request: Request, body: dict[str, Any]) -> Answer:
+        """One POST, up to the first bytes of the answer. Raises _Passing for what a retry may mend."""
+        if self._session is None:
+            self._session = new_session(self._timeout_s)
+        try:
+            response = await self._session.post(
+                f"{self.url}/chat/completions",
+                data=msgspec.json.encode(body),
+                headers=self._headers,
+                allow_redirects=False,
+            )
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._failed(error) from error
+        try:
+            return response, await self._first(response, request)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            response.close()
+            raise self._failed(error) from error
+        except BaseException:
+            response.close()
+            raise
+
+    async def _first(self, response: aiohttp.ClientResponse, request: Request) -> Events:
+        """The events of a response whose first bytes have arrived. Raises also aiohttp's errors."""
+        if response.status != 200:
+            body = await read_capped(response)
+            refused = refusal(response, body, self.url)
+            final = response.headers.get("x-should-retry") == "false" or is_out_of_quota(body)
+            raise refused if final or not _is_passing(refused) else _Passing(refused)
+        if response.content_type in PAGE_TYPES:
+            raise web_page(self.url)
+        first_call = sum(len(message.tool_calls) for message in request.messages)
+        if response.content_type == "application/json":
+            # Some endpoints do not stream, whatever they are asked.
+            return _each(completion_events(await self._whole(response, first_call)))
+        first = await response.content.readany()
+        return self._decode(response, first, ChunkDecoder(first_call))
+
+    def _failed(self, error: BaseException) -> Exception:
+        told = connection_error(error, self.url, self._timeout_s)
+        return _Passing(told) if may_pass(error) else told
+
+    # ---- after it
+
+    async def _decode(self, response: aiohttp.ClientResponse, data: bytes, decoder: ChunkDecoder) -> Events:
+        while data:
+            for event in decoder.feed(data):
+                yield event
+                if isinstance(event, Finished):
+                    return
+            data = await self._more(response)
+        for event in decoder.close():
+            yield event
+
+    async def _whole(self, response: aiohttp.ClientResponse, first_call: int) -> Completion:
+        try:
+            body = await read_capped(response)
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._interrupted(error) from error
+        return decode_completion(body, first_call)
+
+    async def _more(self, response: aiohttp.ClientResponse) -> bytes:
+        """The next bytes of the body; b"" at its end."""
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._interrupted(error) from error
+
+    def _interrupted(self, error: BaseException) -> BackendInterrupted:
+        silent = isinstance(error, TimeoutError)
+        why = f"was silent for {self._timeout_s:g} s" if silent else "was cut"
+        return BackendInterrupted(f"the answer of {self.url} {why}", mend="try again")
+
+
+def upstream_entry(settings: Settings, name: str) -> ModelEntry:
+    """What Perilune knows of the model at `model_url`: the settings say it."""
+    return ModelEntry(
+        id=name,
+        backend="upstream",
+        context_length=settings.model_context,
+        max_output_tokens=min(settings.model_max_output, settings.model_context),
+        sampling_policy=settings.sampling_policy or "open",
+        owned_by="upstream",
+    )
+
+
+async def _only_model(settings: Settings) -> str:
+    url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
+    session = new_session(settings.model_timeout_s)
+    try:
+        names = [item["id"] for item in await list_models(session, url, headers, settings.model_timeout_s)]
+    finally:
+        await session.close()
+    if len(names) != 1:
+        raise ConfigError(
+            f"{url} serves {len(names)} models",
+            field="model_name",
+            mend=f"choose one: {', '.join(sorted(names)[:10])}" if names else "give the model's name",
+        )
+    return str(names[0])
+
+
+def _is_passing(error: BackendError) -> bool:
+    """Overload, a start or a defect of the endpoint; a refusal of the request or the key is final."""
+    return isinstance(error, BackendRateLimited | BackendUnreachable) or type(error) is BackendError
+
+
+class _Passing(Exception):
+    """Nothing of an answer has arrived, and the next try may do better."""
+
+    def __init__(self, error: BackendError) -> None:
+        super().__init__(error.message)
+        self.error = error
+
+
+async def _each(events: list[Event]) -> Events:
+    for event in events:
+        yield event
