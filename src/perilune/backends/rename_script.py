@@ -44,7 +44,10 @@ class Exchange:
         return self.result.startswith("error:")
 
     def argument(self, name: str) -> object:
-        return msgspec.json.decode(self.call.arguments).get(name)
+        try:
+            return msgspec.json.decode(self.call.arguments).get(name)
+        except msgspec.DecodeError:  # a call that was broken on its way, and refused
+            return None
 
 
 def orchestrator(request: Request) -> Reply | None:

@@ -273,8 +273,8 @@ def _let_go(state: SessionState) -> SessionState:
 
     Where the model runs in this process, an unfinished answer is lost and costs nothing. Elsewhere it may
     have been charged, so its whole reservation counts as spent; it fitted the budget when it was made."""
-    for agent, call in state.calls.items():
-        state = _released(state, agent)
+    calls = state.calls
+    for agent, call in calls.items():
         if call.billable:
             state = _add_lost(state, agent, call.held)
     free = {
@@ -282,7 +282,7 @@ def _let_go(state: SessionState) -> SessionState:
         for one in state.assignments.values()
     }
     return msgspec.structs.replace(
-        state, assignments=free, lost_calls=state.lost_calls + len(state.calls), calls={}, reserved=Held()
+        state, assignments=free, lost_calls=state.lost_calls + len(calls), calls={}, reserved=Held()
     )
 
 

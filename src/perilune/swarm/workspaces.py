@@ -263,11 +263,8 @@ class OverlayWorkspace:
 
     async def _ignored(self, paths: Sequence[str]) -> frozenset[str]:
         """Those of the paths that the base's .gitignore files name."""
-        if not (self._ignore_git / "HEAD").is_file():
-            # `check-ignore` wants some repository; the base checkout has none.
-            made = await run_git(self.home, "init", "--quiet", "--bare", str(self._ignore_git))
-            if made.code != 0:
-                raise RepositoryError(f"git init failed: {made.message}")
+        if not self._ignore_git.is_dir():
+            await self._make_ignore_git()
         asked = await run_git(
             self._lower,
             *("check-ignore", "--no-index", "-z", "--stdin"),
@@ -277,6 +274,20 @@ class OverlayWorkspace:
         if asked.code not in (0, 1):
             raise RepositoryError(f"git check-ignore failed: {asked.message}")
         return frozenset(os.fsdecode(path) for path in asked.output.split(b"\0") if path)
+
+    async def _make_ignore_git(self) -> None:
+        """`check-ignore` wants some repository; the base checkout has none. Other workspaces may need it in
+        this very moment, and a kill may come: it appears whole, under its name, or not at all."""
+        draft = self.home / "ignore.git"
+        made = await run_git(self.home, "init", "--quiet", "--bare", str(draft))
+        if made.code != 0:
+            raise RepositoryError(f"git init failed: {made.message}")
+        try:
+            draft.rename(self._ignore_git)
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EEXIST):
+                raise
+            remove_tree(draft)  # another was quicker
 
     # --- rebuilding -----------------------------------------------------------------------------------
 

@@ -1,0 +1,90 @@
+"""Whatever event the process dies after, the session goes on to the same result."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from session_parts import RENAMED, Bench, Crash, DyingJournal, files_at, task_commits, tree_of
+
+from perilune.accounts.prices import PriceBook
+from perilune.agent.sandbox import Sandbox
+from perilune.swarm.events import Entry
+from perilune.swarm.journal import Journal, JournalReader
+from perilune.swarm.session import Plan, drive, replay
+from perilune.swarm.state import SessionState, apply, fold
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Bench:
+    return Bench(tmp_path)
+
+
+async def crash_after(bench: Bench, plan: Plan, entries: int) -> None:
+    """Run the session in a process that lasts for so many journal entries, counted from now."""
+    journal = Journal.open(bench.journal(plan))
+    try:
+        with pytest.raises(Crash):
+            await drive(
+                DyingJournal(journal, entries),
+                replay(journal),
+                plan,
+                workspace_root=bench.journal(plan).with_suffix(""),
+                backend=bench.backend,
+                prices=PriceBook.load(bench.settings),
+                sandbox=Sandbox.probe(),
+            )
+    finally:
+        journal.close()
+
+
+def entries_of(bench: Bench, plan: Plan) -> list[Entry]:
+    reader = JournalReader(bench.journal(plan))
+    try:
+        return list(reader.read())
+    finally:
+        reader.close()
+
+
+def within_budget(entries: list[Entry]) -> bool:
+    """spent + reserved stays below every ceiling after every single event."""
+    state = SessionState()
+    for entry in entries:
+        state = apply(state, entry)
+        spent, held, budget = state.spent, state.reserved, state.budget
+        if spent.steps + held.steps > budget.steps:
+            return False
+        if budget.tokens is not None and spent.tokens + held.tokens > budget.tokens:
+            return False
+        if budget.nano_usd is not None and spent.nano_usd + held.nano_usd > budget.nano_usd:
+            return False
+    return True
+
+
+async def test_the_state_of_a_run_is_the_fold_of_its_journal(bench: Bench) -> None:
+    plan = await bench.plan()
+    outcome = await bench.run(plan)
+    assert (outcome.status, outcome.not_done) == ("complete", ())
+    assert files_at(bench.repo, outcome.tip) == RENAMED
+    assert fold(entries_of(bench, plan)) == outcome.state
+    assert outcome.state.seq <= 120
+
+
+async def test_a_session_survives_the_loss_of_its_process_after_every_event(bench: Bench) -> None:
+    plan = await bench.plan()
+    whole = await bench.run(plan)
+    wanted = tree_of(bench.repo, whole.tip)
+    for entries in range(1, whole.state.seq):
+        plan = await bench.plan(tokens=200_000)
+        await crash_after(bench, plan, entries)
+        outcome = await bench.run(plan.id)
+        where = f"died after {entries}"
+        assert (outcome.status, outcome.message) == ("complete", whole.message), where
+        assert tree_of(bench.repo, outcome.tip) == wanted, where
+        assert task_commits(bench.repo, plan.started.base, outcome.tip) == ["a0001", "a0002"], where
+        written = entries_of(bench, plan)
+        assert fold(written) == outcome.state, where
+        assert within_budget(written), where
+        assert outcome.state.spent.steps == whole.state.spent.steps, where
+        assert outcome.state.merges == 2 and outcome.state.retries == 0, where
+        assert not bench.journal(plan).with_suffix("").exists(), where
