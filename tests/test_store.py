@@ -137,6 +137,17 @@ def test_a_reader_follows_another_owner_and_cannot_write(store: Store) -> None:
     reader.close()
 
 
+def test_a_reader_sees_that_a_store_is_still_being_made(tmp_path: Path) -> None:
+    path = tmp_path / "notes.db"
+    sqlite3.connect(path).close()
+    path.touch()
+    reader = Reader(path)
+    assert not reader.ready
+    with Store(path, SCHEMA):
+        assert reader.ready
+    reader.close()
+
+
 def test_a_reader_needs_a_file(tmp_path: Path) -> None:
     with pytest.raises(StoreError, match=r"cannot open .*none\.db"):
         Reader(tmp_path / "none.db")

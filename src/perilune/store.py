@@ -81,6 +81,11 @@ class Reader:
         except sqlite3.Error as error:
             raise _translate(error, path) from error
 
+    @property
+    def ready(self) -> bool:
+        """Whether the file has its tables: a store that is just being made has none for a moment."""
+        return bool(self.read("PRAGMA user_version")[0][0])
+
     def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query over what is committed now."""
         try:

@@ -177,19 +177,20 @@ def _renamer(path: str, hits: int, shared: int, profile: Profile) -> _Calls:
 
 def _orchestrator(goal: str, files: Sequence[str], profile: Profile) -> _Calls:
     """create_subagent; per page a listing and its assignments; status and the last sentence."""
-    page = profile.page_size
-    pages = -(-len(files) // page)
+    pages = -(-len(files) // profile.page_size)
+    page = -(-len(files) // max(pages, 1))
     path = sum(_tokens(name) for name in files) // max(len(files), 1)
     start = _tokens(_tools(profile)) + 2 * _tokens(goal) + CALL_TOKENS + 3 * MESSAGE_TOKENS
     listed = start + CALL_TOKENS + page * (path + 1)
     assigned = page * (path + CALL_TOKENS)
     handed = listed + assigned + page * (SENTENCE_TOKENS + MESSAGE_TOKENS)
-    # Each round begins anew: the listing is asked after the last round's answers, the rest after its own.
+    # A round's listing and assignments; the next listing, or status, is asked after its answers. Then the
+    # round is dropped, and only the start is found in the cache.
     steps = 1 + 2 * pages + 2
-    prompt = start + pages * (handed + listed) + 2 * handed
-    cached = pages * (start + start) + handed + start
+    prompt = 3 * start + pages * (listed + handed)
+    cached = 2 * start + pages * (start + listed)
     completion = CALL_TOKENS * (1 + pages + 1) + pages * assigned + SENTENCE_TOKENS
-    return _Calls(steps, prompt, min(cached, prompt), completion)
+    return _Calls(steps, prompt, cached, completion)
 
 
 def _growing(steps: int, start: int, growth: int, answer: int, *, warm: int = 0, jump: int = 0) -> _Calls:

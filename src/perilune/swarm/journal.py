@@ -101,7 +101,7 @@ class JournalReader:
 
     def read(self, after: int = 0) -> Iterator[Entry]:
         """Entries after this position that are on disk now. Raises JournalCorrupt."""
-        return _read(self._reader, self.path, after)
+        return _read(self._reader, self.path, after) if self._reader.ready else iter(())
 
     def latest(self, *kinds: str) -> Event | None:
         """The last event of one of these kinds (their tags); None when there is none. Raises
