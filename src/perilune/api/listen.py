@@ -39,7 +39,7 @@ def root_url(listener: socket.socket) -> str:
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
     try:
         found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)
-    except OSError as error:
+    except (OSError, UnicodeError) as error:
         raise ConfigError(
             f"{host!r} is no address of this machine", field="host", mend="use 127.0.0.1 or 0.0.0.0"
         ) from error
