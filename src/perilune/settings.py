@@ -130,9 +130,7 @@ def save_connection(home: Path, url: str, key: str, name: str, context: int | No
     lines[at:at] = [f"{setting} = {json.dumps(value)}" for setting, value in wanted.items()]
     text = "\n".join(lines) + "\n"
     if _parse(path, text) != expected:
-        raise ConfigError(
-            f"{path} cannot be edited safely", mend=f"set {', '.join(wanted)} there"
-        )
+        raise ConfigError(f"{path} cannot be edited safely", mend=f"set {', '.join(wanted)} there")
     replace_file(path, text.encode())
 
 

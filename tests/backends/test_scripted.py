@@ -38,7 +38,7 @@ async def test_the_first_rule_with_a_reply_answers() -> None:
     backend = ScriptedBackend([when("weather", Call("weather", {"city": "Riga"})), lambda request: "Hello."])
     first = await complete(backend, ask(user("weather?")))
     assert first.finish_reason == "tool_calls"
-    assert first.message.tool_calls == (ToolCall("functions.weather:0", "weather", '{"city":"Riga"}'),)
+    assert first.message.tool_calls == (ToolCall("functions.weather:0", "weather", '{"city": "Riga"}'),)
     assert (await complete(backend, ask(user("hi")))).message.content == "Hello."
 
 

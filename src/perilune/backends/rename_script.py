@@ -26,6 +26,7 @@ NEXT_PAGE = re.compile(r"^next page: (\d+)$", re.MULTILINE)
 NOT_A_PATH = re.compile(r"next page: \d+|last page|error: .*|\d+ of \d+ files done.*|ok")
 HIT = re.compile(r"(?:^|next )(\d+): ", re.MULTILINE)
 EDITS = re.compile(r"^ok, 0 left, (\d+ edits?)")
+HARD_ERRORS = {"error: no file": "no file", "error: syntax error": "syntax error"}
 
 AGENT = "renamer"
 CALLS_PER_ANSWER = 8
@@ -107,8 +108,8 @@ def subagent(request: Request) -> Reply | None:
     last = past[-1]
     if edits := EDITS.match(last.result):
         return f"Done: {edits[1]}."
-    if _hard_errors(past) > 1:
-        return f"Failed: {_reason(last.result)}."
+    if reason := _gives_up(past):
+        return f"Failed: {reason}."
     if hit := HIT.search(last.result):
         return Call("replace_word", {"path": path, "line": int(hit[1]), "old_name": old, "new_name": new})
     if last.result == "0 hits":
@@ -136,20 +137,12 @@ def paths_of(listing: str) -> list[str]:
     return [line for line in lines if line and not NOT_A_PATH.fullmatch(line)]
 
 
-def _hard_errors(past: Sequence[Exchange]) -> int:
-    """Failures at the end of the conversation that were not answered with progress."""
-    count = 0
-    for one in reversed(past):
-        if not one.failed:
-            break
-        count += 1
-    return count
-
-
-def _reason(result: str) -> str:
-    if result.startswith("error: syntax error"):
-        return "syntax error"
-    return "no file" if "no file" in result else "no progress"
+def _gives_up(past: Sequence[Exchange]) -> str | None:
+    """Why, when the last two answers are the same error that no further try mends."""
+    for start, reason in HARD_ERRORS.items():
+        if len(past) > 1 and all(one.result.startswith(start) for one in past[-2:]):
+            return reason
+    return None
 
 
 def _offers(request: Request, *names: str) -> bool:

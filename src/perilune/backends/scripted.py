@@ -11,6 +11,7 @@ The default script is `backends/rename_script.py`: a perfect little model for th
 from __future__ import annotations
 
 import asyncio
+import json
 from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from typing import Any
 
@@ -198,7 +199,7 @@ def _numbered(request: Request, calls: Sequence[Call]) -> tuple[ToolCall, ...]:
         ToolCall(
             f"functions.{call.name}:{number}",
             call.name,
-            msgspec.json.encode(call.arguments).decode(),
+            json.dumps(call.arguments, ensure_ascii=False),
         )
         for number, call in enumerate(calls, start=first)
     )
