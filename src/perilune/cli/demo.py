@@ -68,12 +68,12 @@ async def serving(house: House) -> AsyncIterator[str]:
     from perilune.accounts.accounts import KEYS_FILE
     from perilune.api.serve import Server
 
-    server = Server(house.settings, house.model, house.accounts, any_port=True)
-    await server.start()
+    server = Server(house.settings, house.model, house.accounts)
+    await server.start(any_port=True)
     house.lock.announce(server.base_url)
     try:
         wanted = house.settings.port
-        if wanted and not server.address.endswith(f":{wanted}"):
+        if wanted and not server.root_url.endswith(f":{wanted}"):
             print(f"Port {wanted} is taken; the next free one is used.")
         print(f"API        {server.base_url}, keys in {house.settings.home / KEYS_FILE}")
         yield server.base_url

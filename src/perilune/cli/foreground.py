@@ -21,23 +21,9 @@ SHOWN_NOT_DONE = 8
 
 def estimate_of(plan: Plan, house: House) -> Estimate:
     """What a planned session will take, at the price of its model."""
-    from perilune.swarm.estimate import estimate_goal, estimate_rename
-    from perilune.swarm.verify import parse_rename_goal
+    from perilune.swarm.estimate import estimate
 
-    started, prices = plan.started, house.accounts.prices
-    if plan.scope is None:
-        return estimate_goal(agents=started.agents, budget=started.budget, entry=started.entry, prices=prices)
-    return estimate_rename(
-        started.goal,
-        parse_rename_goal(started.goal).clause,
-        plan.scope,
-        agents=started.agents,
-        budget=started.budget,
-        entry=started.entry,
-        orchestrator=started.orchestrator,
-        subagent=started.subagent,
-        prices=prices,
-    )
+    return estimate(plan.started, plan.scope, house.accounts.prices)
 
 
 def explain(plan: Plan, estimate: Estimate) -> None:

@@ -39,15 +39,21 @@ class House:
 async def open_house(settings: Settings, purpose: str) -> AsyncIterator[House]:
     """Own HOME while the command runs. Raises HomeLocked, ConfigError, and what opening the model raises."""
     from perilune.accounts.accounts import Accounts
-    from perilune.backends.choose import open_backend
     from perilune.store import HomeLock
 
     with HomeLock(settings.home, purpose) as lock, Accounts.open(settings.home, settings) as accounts:
-        backend = await open_backend(settings)
+        backend = await open_model(settings)
         try:
             yield House(settings, lock, accounts, backend)
         finally:
             await backend.close()
+
+
+async def open_model(settings: Settings) -> Backend:
+    """The model that the settings choose: the bundled one, or the one that was connected."""
+    from perilune.backends.choose import open_backend
+
+    return await open_backend(settings)
 
 
 @contextmanager

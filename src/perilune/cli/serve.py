@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from perilune.cli.flags import Commands, add_settings, add_unsandboxed, load_settings
+from perilune.cli.flags import Commands, add_settings, load_settings
 
 
 def add(commands: Commands) -> None:
@@ -17,7 +17,7 @@ def add(commands: Commands) -> None:
     add_settings(
         parser, "host", "port", "admin_port", "serve_as", "checkpoint", "dtype", "threads", "log_level"
     )
-    add_unsandboxed(parser)
+    parser.add_argument("--any-port", action="store_true", help="take the next free port when PORT is taken")
     parser.set_defaults(run=run)
 
 
