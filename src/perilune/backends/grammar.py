@@ -26,8 +26,10 @@ from perilune.errors import InputError
 
 COUNTED_CALLS = 16
 """Calls of one answer whose index the grammar spells; later ones may write any number (the parser counts)."""
-JSON_OPTIONS = {"whitespace_pattern": r"[ \n\r\t]{1,64}", "lenient": True}
-"""Blanks are bounded, for a small model can lose itself in them; unknown keywords of a schema are ignored."""
+BLANKS = r"[ \n\r\t]{1,64}"
+"""Between the parts of JSON; bounded, for a model can lose itself in them."""
+ONE_BLANK = r"[ ]"
+"""The same where arguments are bound: tools for small models are written on one line."""
 TEXT = "TEXT: /(?s:.*)/"
 TOOL_MARKERS = (SECTION_BEGIN, SECTION_END, CALL_BEGIN, CALL_ARGUMENTS, CALL_END)
 
@@ -107,7 +109,9 @@ def _calls(tools: Sequence[Tool], tokenizer: Tokenizer, first_call: int, request
         yield f"more: {one_call(_quoted(f'functions.{tool.name}:') + ' INDEX' for tool in tools)}"
         yield "INDEX: /[0-9]{1,6}/"
     for place, tool in enumerate(tools):
-        yield _json_rule(f"arguments_{place}", _bound(tool, request.argument_choices.get(tool.name, {})))
+        choices = request.argument_choices.get(tool.name, {})
+        blanks = ONE_BLANK if choices else BLANKS
+        yield _json_rule(f"arguments_{place}", _bound(tool, choices), blanks)
 
 
 def _rest(limit: int | None, counted: int) -> str:
@@ -119,7 +123,7 @@ def _rest(limit: int | None, counted: int) -> str:
 
 def _bound(tool: Tool, choices: Mapping[str, Sequence[str]]) -> Mapping[str, Any]:
     """The tool's schema with each bound argument narrowed to its choices."""
-    schema = dict(tool.parameters) if tool.strict else {"type": "object"}
+    schema: dict[str, Any] = dict(tool.parameters) if tool.strict else {"type": "object"}
     if choices:
         properties = dict(schema.get("properties") or {})
         properties |= {name: {"enum": list(dict.fromkeys(values))} for name, values in choices.items()}
@@ -127,13 +131,15 @@ def _bound(tool: Tool, choices: Mapping[str, Sequence[str]]) -> Mapping[str, Any
     return schema
 
 
-def _json_rule(name: str, schema: Mapping[str, Any]) -> str:
+def _json_rule(name: str, schema: Mapping[str, Any], blanks: str = BLANKS) -> str:
+    """A rule for JSON of this schema; keywords that llguidance does not know are ignored."""
+    options = {"whitespace_pattern": blanks, "lenient": True}
     kind = (
         {}
         if {"type", "anyOf", "oneOf", "allOf", "$ref", "enum", "const"} & schema.keys()
         else {"type": "object"}
     )
-    return f"{name}: %json {json.dumps({**schema, **kind, 'x-guidance': JSON_OPTIONS})}"
+    return f"{name}: %json {json.dumps({**schema, **kind, 'x-guidance': options})}"
 
 
 def _quoted(text: str) -> str:

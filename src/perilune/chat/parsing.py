@@ -83,6 +83,11 @@ class StreamParser:
         """Whether the answer holds a tool call."""
         return self._calls > 0
 
+    @property
+    def thinking(self) -> bool:
+        """Whether the thinking is still open."""
+        return self._state is _State.REASONING
+
     def feed(self, ids: Iterable[int]) -> list[Event]:
         """Events of the next ids. Ids behind the end of the answer are ignored."""
         for token in ids:

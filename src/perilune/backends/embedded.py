@@ -1,0 +1,280 @@
+"""Our own engine as a backend: template, engine process, parser.
+
+The engine is started with the backend and again by the first call after it died; calls that were running
+then fail with EngineGone. The engine's client and this file need no torch, only the engine's process does.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import OrderedDict
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import NamedTuple, Self, cast
+
+from perilune.backends.base import ModelEntry
+from perilune.backends.grammar import TOOL_MARKERS, callable_tools, grammar_of
+from perilune.backends.served import Sampling, Served, effective_sampling, model_folder, served_model
+from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, TextPart, Usage
+from perilune.chat.parsing import StreamParser
+from perilune.chat.stops import StopFilter
+from perilune.chat.template import next_call_index, prompt_ids, starts_thinking
+from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
+from perilune.engine.client import EngineClient
+from perilune.engine.protocol import Chunk, EngineOptions, Stats, Vocabulary
+from perilune.errors import CheckpointError, ContextTooLong, InputError, UnsupportedInput
+from perilune.model.config import load_config
+from perilune.settings import Settings
+
+KEPT_PROMPTS = 64
+"""Prompts kept between counting their tokens and sending them."""
+LONG_PROMPT = 50_000
+"""Characters from which a prompt is tokenised in a thread, for other calls must not wait."""
+
+
+class EmbeddedBackend:
+    """One model, one engine process. Made by `start`."""
+
+    def __init__(self, served: Served, tokenizer: Tokenizer, options: EngineOptions) -> None:
+        self.served = served
+        self.tokenizer = tokenizer
+        self._options = options
+        self._vocabulary = Vocabulary(
+            tokens=tokenizer.token_bytes(),
+            special_ids=tuple(tokenizer.specials.values()),
+            eos_id=tokenizer.eos_id,
+        )
+        self._client: EngineClient | None = None
+        self._starting = asyncio.Lock()
+        self._closed = False
+        self._prompts: OrderedDict[int, _Prompt] = OrderedDict()
+
+    @classmethod
+    async def start(cls, settings: Settings) -> Self:
+        """Load the model that the settings name. Raises CheckpointError, TokenizerError, ConfigError or
+        EngineError."""
+        folder = model_folder(settings)
+        served = served_model(settings, folder, load_config(folder).max_position_embeddings)
+        tokenizer = Tokenizer.load(served.folder)
+        options = EngineOptions(
+            checkpoint=str(served.folder),
+            dtype=settings.dtype,
+            cache_tokens=settings.cache_tokens,
+            max_sequences=settings.max_sequences,
+            max_context=served.entry.context_length,
+            threads=settings.threads or None,
+        )
+        backend = cls(served, tokenizer, options)
+        await backend.client()
+        return backend
+
+    async def models(self) -> tuple[ModelEntry, ...]:
+        return (self.served.entry,)
+
+    async def count_tokens(self, request: Request) -> int | None:
+        return len(await self._prompt(request))
+
+    async def stats(self) -> Stats:
+        """The engine's counters. Raises EngineGone."""
+        return await (await self.client()).stats()
+
+    async def close(self) -> None:
+        """End the engine; calls that are open fail with EngineGone."""
+        self._closed = True
+        async with self._starting:
+            if self._client is not None:
+                await self._client.close()
+
+    async def client(self) -> EngineClient:
+        """The running engine; a new one when the last has died. Raises as `start` does."""
+        async with self._starting:
+            if self._client is None or (self._client.gone and not self._closed):
+                if self._client is not None:
+                    await self._client.close()
+                self._client = await EngineClient.start(self._options, self._vocabulary)
+                await self._check_hash(self._client)
+            return self._client
+
+    async def _check_hash(self, client: EngineClient) -> None:
+        wanted = self.served.content_hash
+        if wanted and client.ready.checkpoint_hash != wanted:
+            await client.close()
+            raise CheckpointError(
+                "the weights are not those that perilune.json names",
+                field=str(self.served.folder),
+                mend="copy the folder again from its source",
+            )
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        """See `Backend.stream`. Besides, raises ContextTooLong when the prompt leaves no room."""
+        _refuse_media(request)
+        sampling = effective_sampling(request, self.served.entry)
+        grammar_tools = callable_tools(request)
+        prompt = await self._prompt(request)
+        call = _Call(self, request, prompt, sampling, bool(grammar_tools))
+        async for event in call.events():
+            yield event
+
+    async def _prompt(self, request: Request) -> list[int]:
+        """The request's prompt. Metering asks for it just before the call: it is made once."""
+        kept = self._prompts.get(id(request.messages))
+        if kept is not None and kept.is_of(request):
+            return kept.ids
+        if _characters(request.messages) > LONG_PROMPT:
+            ids = await asyncio.to_thread(prompt_ids, request, self.tokenizer)
+        else:
+            ids = prompt_ids(request, self.tokenizer)
+        self._prompts[id(request.messages)] = _Prompt(request, ids)
+        if len(self._prompts) > KEPT_PROMPTS:
+            self._prompts.popitem(last=False)
+        return ids
+
+
+class _Prompt(NamedTuple):
+    request: Request
+    """Kept with its ids, so that the address of its messages cannot come to mean others."""
+    ids: list[int]
+
+    def is_of(self, request: Request) -> bool:
+        mine = self.request
+        return (
+            mine.messages is request.messages
+            and mine.tools is request.tools
+            and (mine.thinking, mine.keep_thinking) == (request.thinking, request.keep_thinking)
+        )
+
+
+class _Call:
+    """One request on its way through the engine."""
+
+    def __init__(
+        self,
+        backend: EmbeddedBackend,
+        request: Request,
+        prompt: Sequence[int],
+        sampling: Sampling,
+        has_tools: bool,
+    ) -> None:
+        tokenizer = backend.tokenizer
+        self._backend = backend
+        self._request = request
+        self._prompt = prompt
+        self._sampling = sampling
+        self._end_think = tokenizer.special(END_THINK)
+        self._first_call = next_call_index(request.messages)
+        self._max_tokens = _room(request, len(prompt), backend.served.entry)
+        self._thinking = starts_thinking(request)
+        self._parser = StreamParser(
+            tokenizer, thinking=self._thinking, first_call=self._first_call, tools=request.tools
+        )
+        self._stops = StopFilter(request.stop)
+        self._produced: list[int] = []
+        self._cached = 0
+        banned = [THINK, *(() if self._thinking else (END_THINK,)), *(() if has_tools else TOOL_MARKERS)]
+        self._banned = (*tokenizer.never_sampled, *(tokenizer.special(name) for name in banned))
+
+    async def events(self) -> AsyncIterator[Event]:
+        finish = "stop"
+        async with aclosing(self._chunks()) as chunks:
+            async for chunk in chunks:
+                for event in self._stops.feed(self._parser.feed(chunk.token_ids)):
+                    yield event
+                finish = chunk.finish or finish
+                if self._stops.hit:
+                    break
+        for event in (*self._stops.feed(self._parser.close()), *self._stops.close()):
+            yield event
+        reason: FinishReason = "length" if finish == "length" and not self._stops.hit else "stop"
+        if reason == "stop" and self._parser.called:
+            reason = "tool_calls"
+        yield Finished(reason, self._usage())
+
+    def _usage(self) -> Usage:
+        return Usage(
+            prompt_tokens=len(self._prompt),
+            cached_tokens=self._cached,
+            completion_tokens=len(self._produced),
+            reasoning_tokens=self._parser.reasoning_tokens,
+        )
+
+    async def _chunks(self) -> AsyncGenerator[Chunk, None]:
+        """The engine's chunks; when the thinking budget is used up, the thinking is closed and the engine
+        goes on from there (its cache still holds what went before)."""
+        budget = self._request.thinking_budget
+        async with aclosing(self._generate(self._thinking)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+                if budget is not None and self._parser.thinking and self._parser.reasoning_tokens >= budget:
+                    break
+            else:
+                return
+        if len(self._produced) + 1 >= self._max_tokens:
+            yield Chunk(id=0, token_ids=(), finish="length")
+            return
+        self._produced.append(self._end_think)
+        yield Chunk(id=0, token_ids=(self._end_think,))
+        async with aclosing(self._generate(thinking=False)) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def _generate(self, thinking: bool) -> AsyncGenerator[Chunk, None]:
+        """Chunks from where the call stands. A tool's schema that the grammar cannot hold is let go."""
+        can_loosen = self._request.json_schema is None and bool(self._request.tools)
+        for strict in (True, False):
+            arrived = False
+            try:
+                async with aclosing(await self._open(thinking, strict)) as chunks:
+                    async for chunk in chunks:
+                        self._cached = chunk.cached_tokens if not self._produced else self._cached
+                        self._produced += chunk.token_ids
+                        arrived = True
+                        yield chunk
+                return
+            except InputError:
+                if arrived or not strict or not can_loosen:
+                    raise
+
+    async def _open(self, thinking: bool, strict: bool) -> AsyncGenerator[Chunk, None]:
+        client = await self._backend.client()
+        grammar = grammar_of(self._request, self._backend.tokenizer, self._first_call, strict=strict)
+        chunks = client.generate(
+            prompt=[*self._prompt, *self._produced],
+            max_tokens=self._max_tokens - len(self._produced),
+            temperature=self._sampling.temperature,
+            top_p=self._sampling.top_p,
+            seed=self._request.seed,
+            stop_ids=self._backend.tokenizer.stop_ids,
+            banned_ids=self._banned,
+            grammar=grammar,
+            grammar_after_id=self._end_think if thinking and grammar is not None else None,
+            cache_salt=self._request.cache_salt,
+        )
+        return cast(AsyncGenerator[Chunk, None], chunks)
+
+
+def _room(request: Request, prompt_tokens: int, entry: ModelEntry) -> int:
+    """Most tokens of the answer: what was asked for, as far as the context holds it."""
+    room = entry.context_length - prompt_tokens
+    if room < 1:
+        raise ContextTooLong(
+            f"{prompt_tokens} tokens leave no room in the model's context of {entry.context_length}",
+            field="messages",
+            mend="shorten the conversation",
+        )
+    return min(request.max_tokens or entry.max_output_tokens, room)
+
+
+def _refuse_media(request: Request) -> None:
+    for message in request.messages:
+        parts = message.content if isinstance(message.content, tuple) else ()
+        if any(not isinstance(part, TextPart) for part in parts):
+            raise UnsupportedInput(
+                "the bundled engine reads text only",
+                field="messages.content",
+                mend="leave out images and video",
+            )
+
+
+def _characters(messages: Sequence[Message]) -> int:
+    texts = (message.content if isinstance(message.content, str) else "" for message in messages)
+    return sum(len(text) for text in texts)

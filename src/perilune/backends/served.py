@@ -1,0 +1,127 @@
+"""Which model a checkpoint folder holds, as data: its own perilune.json, or sensible values for any other.
+
+`perilune.json` is written by whoever made the checkpoint (`nano/` for the bundled one):
+
+    {"id": "...", "context_length": 2048, "max_output_tokens": 512, "goals": "rename", ...}
+
+Its other names are those of `ModelEntry`; `profiles` and `content_hash` say what the weights belong to.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+import perilune
+from perilune.backends.base import ModelEntry
+from perilune.chat.messages import Request
+from perilune.errors import CheckpointError, InputError
+from perilune.settings import Settings
+
+BUNDLED = "nano_checkpoint"
+CARD = "perilune.json"
+K26_SAMPLING: Mapping[str, float] = {"temperature_thinking": 1.0, "temperature_instant": 0.6, "top_p": 0.95}
+LONGEST_OUTPUT = 32768
+
+
+class _Card(msgspec.Struct, kw_only=True):
+    id: str
+    context_length: int | None = None
+    max_output_tokens: int | None = None
+    goals: str = "any"
+    orchestrator_profile: str = "orchestrate"
+    subagent_profile: str = "code"
+    sampling: Mapping[str, float] = msgspec.field(default_factory=lambda: K26_SAMPLING)
+    sampling_policy: str = "open"
+    price: str = "kimi-k2.6"
+    licence: str = ""
+    profiles: Mapping[str, str] = msgspec.field(default_factory=dict)
+    content_hash: str = ""
+
+
+class Served(msgspec.Struct, frozen=True):
+    """A checkpoint folder and what is said about it."""
+
+    folder: Path
+    entry: ModelEntry
+    content_hash: str
+    """What the loaded weights must hash to; empty leaves it open."""
+    profiles: Mapping[str, str]
+    """Tool profiles that the weights were trained on, each with the hash of its text."""
+
+
+def model_folder(settings: Settings) -> Path:
+    """The folder of the model that `settings` tell the engine to serve. Raises CheckpointError."""
+    folder = Path(settings.checkpoint) if settings.checkpoint else bundled_folder()
+    if not folder.is_dir():
+        what = "no such folder" if settings.checkpoint else "the bundled model is not part of this install"
+        raise CheckpointError(what, field=str(folder), mend="set `checkpoint` to the folder of a model")
+    return folder
+
+
+def served_model(settings: Settings, folder: Path, longest: int) -> Served:
+    """The model in `folder`, whose positions reach to `longest` tokens. Raises CheckpointError."""
+    card = _read_card(folder)
+    context = min(card.context_length or longest, longest)
+    entry = ModelEntry(
+        id=card.id,
+        aliases=(settings.serve_as,) if settings.serve_as and settings.serve_as != card.id else (),
+        backend="embedded",
+        context_length=context,
+        max_output_tokens=min(card.max_output_tokens or LONGEST_OUTPUT, context),
+        sampling=card.sampling,
+        sampling_policy=settings.sampling_policy or card.sampling_policy,
+        price=card.price,
+        goals=card.goals,
+        orchestrator_profile=card.orchestrator_profile,
+        subagent_profile=card.subagent_profile,
+        licence=card.licence,
+    )
+    return Served(folder, entry, card.content_hash, card.profiles)
+
+
+def bundled_folder() -> Path:
+    """Where perilune-nano lies in an installation."""
+    return Path(perilune.__file__).parent / BUNDLED
+
+
+def _read_card(folder: Path) -> _Card:
+    path = folder / CARD
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=_Card)
+    except FileNotFoundError:
+        return _Card(id=folder.resolve().name.lower())
+    except (OSError, msgspec.DecodeError) as error:
+        raise CheckpointError(
+            f"cannot be read: {error}", field=str(path), mend="copy it again from the model's source"
+        ) from error
+
+
+# ---- sampling
+
+
+class Sampling(msgspec.Struct, frozen=True):
+    temperature: float
+    top_p: float
+
+
+def effective_sampling(request: Request, entry: ModelEntry) -> Sampling:
+    """The request's values, the entry's where it names none; `strict` and `clamp` policies hold it to the
+    entry's. Raises InputError under `strict`."""
+    key = "temperature_thinking" if request.thinking else "temperature_instant"
+    own = {"temperature": _own(entry.sampling, key), "top_p": _own(entry.sampling, "top_p")}
+    given: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
+    for name, value in given.items():
+        if value is None or entry.sampling_policy == "clamp":
+            continue
+        if entry.sampling_policy == "strict" and value != own[name]:
+            raise InputError(f"invalid {name}: only {own[name]:g} is allowed for this model", field=name)
+        own[name] = float(value)
+    return Sampling(own["temperature"], own["top_p"])
+
+
+def _own(sampling: Mapping[str, Any], name: str) -> float:
+    return float(sampling.get(name, K26_SAMPLING[name]))
