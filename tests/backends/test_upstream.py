@@ -5,8 +5,10 @@ import logging
 import socket
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from typing import Any
 
 import pytest
+import uvicorn
 from loopback import (
     GOOD,
     GOOD_CHUNKS,
@@ -137,6 +139,40 @@ async def test_a_json_answer_to_a_stream_request_is_taken() -> None:
     assert (completion.message.content, completion.usage.prompt_tokens) == ("Hello", 12)
 
 
+@pytest.mark.parametrize("kind", ["text/plain", "application/octet-stream", "text/event-stream"])
+async def test_a_stream_with_any_content_type_is_taken(kind: str) -> None:
+    head = f"HTTP/1.1 200 OK\r\nContent-Type: {kind}\r\nConnection: close\r\n\r\n".encode()
+    async with served(raw(head + b": ping\n\n" + b"".join(GOOD_CHUNKS))) as it:
+        assert (await complete(it.backend, ask())).message.content == "Hello"
+
+
+async def test_connections_are_used_again() -> None:
+    """Against a real server, which keeps them open."""
+    ports: set[int] = set()
+
+    async def chat(scope: dict[str, Any], receive: object, send: Any) -> None:
+        ports.add(scope["client"][1])
+        head = [(b"content-type", b"text/event-stream")]
+        await send({"type": "http.response.start", "status": 200, "headers": head})
+        for piece in GOOD_CHUNKS[:-1]:
+            await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await send({"type": "http.response.body", "body": GOOD_CHUNKS[-1]})
+
+    server = uvicorn.Server(uvicorn.Config(chat, port=0, lifespan="off", log_level="warning", loop="asyncio"))
+    running = asyncio.ensure_future(server.serve())
+    while not server.started:  # noqa: ASYNC110  uvicorn has no event to wait for
+        await asyncio.sleep(0.01)
+    port = server.servers[0].sockets[0].getsockname()[1]
+    entry = ModelEntry(id="m", backend="upstream", context_length=10, max_output_tokens=5)
+    backend = UpstreamBackend(f"http://127.0.0.1:{port}/v1", entry=entry)
+    for _ in range(5):
+        assert (await complete(backend, ask())).message.content == "Hello"
+    await backend.close()
+    server.should_exit = True
+    await running
+    assert len(ports) == 1
+
+
 # ---- what is final at once
 
 FINAL: list[tuple[Handler, type[BackendError], str]] = [
@@ -147,6 +183,8 @@ FINAL: list[tuple[Handler, type[BackendError], str]] = [
     (answer(b"<h1>Not here</h1>", 404, "text/html"), BackendRefused, "404.*perilune connect"),
     (answer(b"<html>hi</html>", 200, "text/html"), BackendProtocol, "a web page.*end in /v1"),
     (answer(b"{]", 200), BackendProtocol, "not JSON"),
+    (answer(b"OK", 200, "text/plain"), BackendProtocol, "not JSON"),
+    (answer(b"<html>hi</html>", 200, "text/plain"), BackendProtocol, "a web page"),
     (answer({"hello": "world"}), BackendProtocol, "no choice"),
     (answer([1, 2]), BackendProtocol, "not OpenAI-shaped"),
     (answer(b"", 301, headers={"Location": "https://x.example/v1"}), BackendProtocol, "x.example/v1"),

@@ -16,7 +16,7 @@ import re
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Any, TypeAlias
+from typing import Any, Literal, TypeAlias
 
 import aiohttp
 import msgspec
@@ -212,14 +212,15 @@ class UpstreamBackend:
             refused = refusal(response, body, self.url)
             final = response.headers.get("x-should-retry") == "false" or is_out_of_quota(body)
             raise refused if final or not _is_passing(refused) else _Passing(refused)
-        if response.content_type in PAGE_TYPES:
-            raise web_page(self.url)
         first_call = sum(len(message.tool_calls) for message in request.messages)
-        if response.content_type == "application/json":
-            # Some endpoints do not stream, whatever they are asked.
-            return _each(completion_events(await self._whole(response, first_call)))
         first = await response.content.readany()
-        return self._decode(response, first, ChunkDecoder(first_call))
+        shape = _shape(response.content_type, first)
+        if shape == "page":
+            raise web_page(self.url)
+        if shape == "stream":
+            return self._decode(response, first, ChunkDecoder(first_call))
+        # Some endpoints do not stream, whatever they are asked.
+        return _each(completion_events(await self._whole(response, first, first_call)))
 
     def _failed(self, error: BaseException) -> Exception:
         told = connection_error(error, self.url, self._timeout_s)
@@ -237,9 +238,9 @@ class UpstreamBackend:
         for event in decoder.close():
             yield event
 
-    async def _whole(self, response: aiohttp.ClientResponse, first_call: int) -> Completion:
+    async def _whole(self, response: aiohttp.ClientResponse, first: bytes, first_call: int) -> Completion:
         try:
-            body = await read_capped(response)
+            body = first + await read_capped(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._interrupted(error) from error
         return decode_completion(body, first_call)
@@ -255,6 +256,17 @@ class UpstreamBackend:
         silent = isinstance(error, TimeoutError)
         why = f"was silent for {self._timeout_s:g} s" if silent else "was cut"
         return BackendInterrupted(f"the answer of {self.url} {why}", mend="try again")
+
+
+def _shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
+    """What a body is. Its beginning tells where the content type does not: proxies and small servers often
+    send none, or a wrong one."""
+    start = first.lstrip()[:1]
+    if kind in PAGE_TYPES or start == b"<":
+        return "page"
+    if kind == "application/json" or (kind != "text/event-stream" and start not in b"dei:r"):
+        return "whole"
+    return "stream"
 
 
 def upstream_entry(settings: Settings, name: str) -> ModelEntry:
