@@ -407,18 +407,42 @@ def settings(tmp_path: object) -> Callable[..., Settings]:
     return lambda **more: Settings(home=tmp_path, **more)  # type: ignore[arg-type]
 
 
-async def test_opened_from_the_settings(settings: Callable[..., Settings]) -> None:
-    backend = await UpstreamBackend.open(
-        settings(model_url="http://x/v1", model_name="k", model_context=5000, model_max_output=9000)
-    )
+async def entry_of(settings: Settings) -> ModelEntry:
+    backend = await UpstreamBackend.open(settings)
     (entry,) = await backend.models()
+    await backend.close()
+    return entry
+
+
+async def test_an_endpoint_that_tells_nothing_is_taken_as_the_settings_say(
+    settings: Callable[..., Settings],
+) -> None:
+    async with Endpoint([error(404)]) as endpoint:
+        entry = await entry_of(
+            settings(model_url=endpoint.url, model_name="k", model_context=5000, model_max_output=9000)
+        )
     assert (entry.id, entry.context_length, entry.max_output_tokens, entry.goals) == ("k", 5000, 5000, "any")
+
+
+async def test_what_an_endpoint_tells_of_its_model_holds(settings: Callable[..., Settings]) -> None:
+    async with Endpoint([models("k", max_model_len=32768)]) as endpoint:
+        entry = await entry_of(settings(model_url=endpoint.url, model_name="k", model_max_output=9000))
+    assert (entry.context_length, entry.max_output_tokens) == (32768, 9000)
+    told = {"goals": "rename", "orchestrator_profile": "orchestrate-rename", "subagent_profile": "rename"}
+    async with Endpoint([models("nano", context_length=4096, perilune=told)]) as endpoint:
+        entry = await entry_of(settings(model_url=endpoint.url, model_name="nano"))
+    assert (entry.goals, entry.orchestrator_profile, entry.subagent_profile) == tuple(told.values())
+    assert entry.context_length == entry.max_output_tokens == 4096
+    async with Endpoint([models("k", perilune=[1])]) as endpoint:
+        assert (await entry_of(settings(model_url=endpoint.url))).goals == "any"
 
 
 async def test_without_a_name_the_only_model_is_taken(settings: Callable[..., Settings]) -> None:
     async with Endpoint([models("one")]) as endpoint:
-        backend = await UpstreamBackend.open(settings(model_url=endpoint.url))
-        assert (await backend.models())[0].id == "one"
+        assert (await entry_of(settings(model_url=endpoint.url))).id == "one"
     async with Endpoint([models("one", "two")]) as endpoint:
-        with pytest.raises(ConfigError, match=r"model_name: .* serves 2 models \(choose one: one, two\)"):
+        with pytest.raises(ConfigError, match=r"model_name: .* has 2 models \(name one of: one, two\)"):
+            await UpstreamBackend.open(settings(model_url=endpoint.url))
+    async with Endpoint([error(401)]) as endpoint:
+        with pytest.raises(BackendAuth):
             await UpstreamBackend.open(settings(model_url=endpoint.url))

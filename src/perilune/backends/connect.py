@@ -11,16 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 from perilune.backends.base import ModelEntry, complete
-from perilune.backends.endpoint import auth_headers, base_url, list_models, new_session
+from perilune.backends.endpoint import auth_headers, base_url, new_session
+from perilune.backends.listing import choose_model, context_length_of, list_models
 from perilune.backends.upstream import UpstreamBackend
 from perilune.chat.messages import Completion, Message, Request
-from perilune.errors import BackendProtocol, BackendRefused, ConfigError
+from perilune.errors import BackendProtocol, BackendRefused
 
 PROBE_TIMEOUT_S = 60.0
 PROBE_TOKENS = 32
-LISTED = 10
-CONTEXT_FIELDS = ("context_length", "max_model_len", "context_window")
-"""Where endpoints say how much their models take: Kimi, vLLM, others."""
 
 
 @dataclass(frozen=True)
@@ -57,32 +55,18 @@ async def probe(url: str, key: str = "", name: str = "", *, timeout_s: float = P
             # Some endpoints serve models and list none; with a name the call itself will tell.
             if not name:
                 raise
-    names = tuple(str(item["id"]) for item in items)
-    chosen = _choose(place, name, names)
+    chosen = choose_model(place, name, items)
     started = time.monotonic()
     completion = await _ask(place, key, chosen, timeout_s)
     return Probe(
         url=place,
         name=chosen,
-        models=names,
-        context_length=_context_length(items, chosen),
+        models=tuple(str(item["id"]) for item in items),
+        context_length=next((context_length_of(item) for item in items if item["id"] == chosen), None),
         seconds=time.monotonic() - started,
         counts_tokens=completion.usage.prompt_tokens > 0,
         answer=str(completion.message.content or completion.message.reasoning or ""),
     )
-
-
-def _choose(url: str, name: str, names: tuple[str, ...]) -> str:
-    if name and (name in names or not names):
-        return name
-    if not name and len(names) == 1:
-        return names[0]
-    shown = ", ".join(names[:LISTED]) + (", ..." if len(names) > LISTED else "")
-    if name:
-        raise ConfigError(f"{url} has no model {name}", field="model_name", mend=f"it lists: {shown}")
-    if not names:
-        raise ConfigError(f"{url} lists no models", field="model_name", mend="give the model's name")
-    raise ConfigError(f"{url} has {len(names)} models", field="model_name", mend=f"name one of: {shown}")
 
 
 async def _ask(url: str, key: str, name: str, timeout_s: float) -> Completion:
@@ -97,11 +81,3 @@ async def _ask(url: str, key: str, name: str, timeout_s: float) -> Completion:
         )
     finally:
         await backend.close()
-
-
-def _context_length(items: list[dict[str, Any]], name: str) -> int | None:
-    for item in items:
-        if item["id"] == name:
-            values = (item.get(field) for field in CONTEXT_FIELDS)
-            return next((value for value in values if isinstance(value, int) and value > 0), None)
-    return None

@@ -6,11 +6,9 @@ import email.utils
 import ipaddress
 import ssl
 import time
-from typing import Any
 from urllib.parse import urlsplit
 
 import aiohttp
-import msgspec
 
 from perilune.chat.wire import decode_error
 from perilune.errors import (
@@ -73,26 +71,6 @@ async def read_capped(response: aiohttp.ClientResponse) -> bytes:
         if len(body) > MOST_ANSWER_BYTES:
             raise BackendProtocol("the endpoint's answer is endless")
     return bytes(body)
-
-
-async def list_models(
-    session: aiohttp.ClientSession, url: str, headers: dict[str, str], timeout_s: float
-) -> list[dict[str, Any]]:
-    """The items of GET /models. Raises BackendError."""
-    try:
-        async with session.get(f"{url}/models", headers=headers, allow_redirects=False) as response:
-            body = await read_capped(response)
-    except (aiohttp.ClientError, TimeoutError, OSError) as error:
-        raise connection_error(error, url, timeout_s) from error
-    if response.status != 200:
-        raise refusal(response, body, url)
-    if response.content_type in PAGE_TYPES:
-        raise web_page(url)
-    try:
-        data = msgspec.json.decode(body)["data"]
-        return [item for item in data if isinstance(item, dict) and isinstance(item.get("id"), str)]
-    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
-        raise BackendProtocol(f"{url}/models is not OpenAI-shaped", mend=CHECK_URL) from error
 
 
 # ---- what went wrong

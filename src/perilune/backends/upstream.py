@@ -28,13 +28,13 @@ from perilune.backends.endpoint import (
     base_url,
     connection_error,
     is_out_of_quota,
-    list_models,
     may_pass,
     new_session,
     read_capped,
     refusal,
     web_page,
 )
+from perilune.backends.listing import entry_from
 from perilune.chat.messages import Completion, Event, Finished, Request
 from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion, encode_request
 from perilune.errors import (
@@ -43,7 +43,6 @@ from perilune.errors import (
     BackendRateLimited,
     BackendRefused,
     BackendUnreachable,
-    ConfigError,
 )
 from perilune.settings import Settings
 
@@ -117,15 +116,11 @@ class UpstreamBackend:
 
     @classmethod
     async def open(cls, settings: Settings) -> UpstreamBackend:
-        """The endpoint of `model_url`, `model_key` and `model_name`. Without a name the endpoint is asked,
-        and it must serve exactly one model.
-
-        Raises ConfigError, BackendError."""
-        name = settings.model_name or await _only_model(settings)
+        """The endpoint of `model_url`, `model_key` and `model_name`. Raises what `entry_from` raises."""
         return cls(
             settings.model_url,
             key=settings.model_key,
-            entry=upstream_entry(settings, name),
+            entry=await entry_from(settings),
             timeout_s=settings.model_timeout_s,
             retries=settings.model_retries,
         )
@@ -267,34 +262,6 @@ def _shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
     if kind == "application/json" or (kind != "text/event-stream" and start not in b"dei:r"):
         return "whole"
     return "stream"
-
-
-def upstream_entry(settings: Settings, name: str) -> ModelEntry:
-    """What Perilune knows of the model at `model_url`: the settings say it."""
-    return ModelEntry(
-        id=name,
-        backend="upstream",
-        context_length=settings.model_context,
-        max_output_tokens=min(settings.model_max_output, settings.model_context),
-        sampling_policy=settings.sampling_policy or "open",
-        owned_by="upstream",
-    )
-
-
-async def _only_model(settings: Settings) -> str:
-    url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
-    session = new_session(settings.model_timeout_s)
-    try:
-        names = [item["id"] for item in await list_models(session, url, headers, settings.model_timeout_s)]
-    finally:
-        await session.close()
-    if len(names) != 1:
-        raise ConfigError(
-            f"{url} serves {len(names)} models",
-            field="model_name",
-            mend=f"choose one: {', '.join(sorted(names)[:10])}" if names else "give the model's name",
-        )
-    return str(names[0])
 
 
 def _is_passing(error: BackendError) -> bool:

@@ -1,0 +1,117 @@
+"""What an endpoint says of its models, and the model entry that follows from it and the settings."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import aiohttp
+import msgspec
+
+from perilune.backends.base import ModelEntry
+from perilune.backends.endpoint import (
+    CHECK_URL,
+    PAGE_TYPES,
+    auth_headers,
+    base_url,
+    connection_error,
+    new_session,
+    read_capped,
+    refusal,
+    web_page,
+)
+from perilune.errors import BackendError, BackendProtocol, ConfigError
+from perilune.settings import Settings
+
+LISTING_TIMEOUT_S = 10.0
+SHOWN = 10
+CONTEXT_FIELDS = ("context_length", "max_model_len", "context_window")
+"""Where endpoints say how much their models take: Kimi, vLLM, others."""
+
+
+class Declared(msgspec.Struct, frozen=True):
+    """What a Perilune server says of a model beyond the common fields, under `perilune`."""
+
+    goals: str = "any"
+    orchestrator_profile: str = "orchestrate"
+    subagent_profile: str = "code"
+    max_output_tokens: int | None = None
+
+
+async def list_models(
+    session: aiohttp.ClientSession, url: str, headers: dict[str, str], timeout_s: float
+) -> list[dict[str, Any]]:
+    """The items of GET /models. Raises BackendError."""
+    try:
+        async with session.get(f"{url}/models", headers=headers, allow_redirects=False) as response:
+            body = await read_capped(response)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        raise connection_error(error, url, timeout_s) from error
+    if response.status != 200:
+        raise refusal(response, body, url)
+    if response.content_type in PAGE_TYPES:
+        raise web_page(url)
+    try:
+        data = msgspec.json.decode(body)["data"]
+        return [item for item in data if isinstance(item, dict) and isinstance(item.get("id"), str)]
+    except (msgspec.DecodeError, UnicodeDecodeError, KeyError, TypeError) as error:
+        raise BackendProtocol(f"{url}/models is not OpenAI-shaped", mend=CHECK_URL) from error
+
+
+async def entry_from(settings: Settings) -> ModelEntry:
+    """The model of `model_url` and `model_name`. The endpoint is asked what it is; one that does not tell
+    is taken as the settings say, but without a name it must list exactly one model.
+
+    Raises ConfigError; BackendError where there is no name."""
+    url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
+    async with new_session(LISTING_TIMEOUT_S) as session:
+        try:
+            items = await list_models(session, url, headers, LISTING_TIMEOUT_S)
+        except BackendError:
+            if not settings.model_name:
+                raise
+            items = []
+    name = settings.model_name or choose_model(url, "", items)
+    item = next((item for item in items if item["id"] == name), {})
+    return upstream_entry(settings, name, item)
+
+
+def choose_model(url: str, name: str, items: list[dict[str, Any]]) -> str:
+    """The model that is meant. Raises ConfigError listing what there is."""
+    names = [str(item["id"]) for item in items]
+    if name and (name in names or not names):
+        return name
+    if not name and len(names) == 1:
+        return names[0]
+    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    if name:
+        raise ConfigError(f"{url} has no model {name}", field="model_name", mend=f"it lists: {shown}")
+    if not names:
+        raise ConfigError(f"{url} lists no models", field="model_name", mend="give the model's name")
+    raise ConfigError(f"{url} has {len(names)} models", field="model_name", mend=f"name one of: {shown}")
+
+
+def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> ModelEntry:
+    """`item` is what the endpoint lists of the model; {} when nothing is known."""
+    try:
+        declared = msgspec.convert(item.get("perilune") or {}, Declared)
+    except msgspec.ValidationError:  # somebody else's field of that name
+        declared = Declared()
+    context = min(settings.model_context, context_length_of(item) or settings.model_context)
+    output = min(settings.model_max_output, declared.max_output_tokens or settings.model_max_output, context)
+    return ModelEntry(
+        id=name,
+        backend="upstream",
+        context_length=context,
+        max_output_tokens=output,
+        sampling_policy=settings.sampling_policy or "open",
+        goals=declared.goals,
+        orchestrator_profile=declared.orchestrator_profile,
+        subagent_profile=declared.subagent_profile,
+        owned_by="upstream",
+    )
+
+
+def context_length_of(item: dict[str, Any]) -> int | None:
+    """Tokens, as the endpoint says; None when it does not."""
+    values = (item.get(field) for field in CONTEXT_FIELDS)
+    return next((value for value in values if isinstance(value, int) and value > 0), None)
