@@ -40,6 +40,13 @@ class Catalogue:
             "supports_image_in": "image" in entry.modalities,
             "supports_video_in": "video" in entry.modalities,
             "supports_reasoning": True,
+            # For another Perilune that uses this one as its endpoint (`backends/listing.py`).
+            "perilune": {
+                "goals": entry.goals,
+                "orchestrator_profile": entry.orchestrator_profile,
+                "subagent_profile": entry.subagent_profile,
+                "max_output_tokens": entry.max_output_tokens,
+            },
         }
 
 
