@@ -8,12 +8,12 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
-from session_parts import FILES, GOAL, RENAMED, Bench, code_entry, files_at, git, task_commits
+from session_parts import FILES, RENAMED, Bench, code_entry, files_at, git, task_commits
 
 from perilune.backends.faulty import FaultPlan, FaultyBackend
 from perilune.backends.rename_script import RULES
 from perilune.backends.scripted import Call, Reply, Rule, ScriptedBackend, text_of
-from perilune.chat.messages import Event, Finished, Request, Usage
+from perilune.chat.messages import Completion, Event, Finished, Message, Request, ToolCall, Usage
 from perilune.errors import (
     BackendAuth,
     BackendRateLimited,
@@ -429,27 +429,16 @@ async def test_a_rejected_coder_is_told_why_and_goes_on_in_its_own_tree(tmp_path
 
 async def test_half_a_surrogate_pair_from_a_model_harms_nothing(tmp_path: Path) -> None:
     def odd(request: Request) -> Reply | None:
-        if is_subagent(request, "src/conf.py") and not any(m.role == "tool" for m in request.messages):
-            return Call("search", {"path": "\udc80.py", "name": "load_config"})
-        return None
+        if not is_subagent(request, "src/conf.py") or any(m.role == "tool" for m in request.messages):
+            return None
+        arguments = '{"path": "\\udc80.py", "name": "load_config"}'  # valid JSON, and no text
+        call = ToolCall("functions.search:0", "search", arguments)
+        return Completion(
+            message=Message(role="assistant", content="", tool_calls=(call,)),
+            finish_reason="tool_calls",
+            usage=Usage(prompt_tokens=100, completion_tokens=10),
+        )
 
-    rules: list[Rule] = [odd, *RULES]
-    bench = Bench(tmp_path, _Escaping(rules))
+    bench = Bench(tmp_path, ScriptedBackend([odd, *RULES]))
     outcome = await bench.run(await bench.plan())
-    assert (outcome.status, GOAL) == ("complete", outcome.state.session.goal)
-
-
-class _Escaping(ScriptedBackend):
-    """Writes the half pair as JSON text does, by its escape."""
-
-    def answer(self, request: Request):  # type: ignore[no-untyped-def]
-        import json
-
-        from perilune.backends import scripted
-
-        original = scripted.msgspec.json.encode
-        scripted.msgspec.json.encode = lambda value: json.dumps(value, default=str).encode()  # type: ignore[assignment]
-        try:
-            return super().answer(request)
-        finally:
-            scripted.msgspec.json.encode = original
+    assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", RENAMED)

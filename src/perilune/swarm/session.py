@@ -13,8 +13,6 @@ from __future__ import annotations
 
 import asyncio
 import re
-import secrets
-import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field, replace
@@ -23,18 +21,9 @@ from typing import Literal
 
 from perilune.accounts.prices import PriceBook
 from perilune.agent.loop import Done
-from perilune.agent.profiles import load_profile, profile_hash
 from perilune.agent.sandbox import Sandbox
-from perilune.backends.base import Backend, ModelEntry
-from perilune.errors import (
-    GoalRefused,
-    InputError,
-    JournalCorrupt,
-    NotFound,
-    PeriluneError,
-    SessionNotFound,
-    StoreError,
-)
+from perilune.backends.base import Backend
+from perilune.errors import JournalCorrupt, PeriluneError, SessionNotFound, StoreError
 from perilune.settings import Settings
 from perilune.swarm import events
 from perilune.swarm.admission import Admission
@@ -46,45 +35,27 @@ from perilune.swarm.journal import Appender, Journal, JournalReader
 from perilune.swarm.merge import Merger
 from perilune.swarm.model_calls import ModelCalls, Patience
 from perilune.swarm.orchestrator import Orchestrator
+from perilune.swarm.plan import Plan, SessionSpec, new_session_id, plan_session
 from perilune.swarm.recorder import Recorder
 from perilune.swarm.repository import Repository
 from perilune.swarm.state import SessionState, fold
 from perilune.swarm.team import Team
-from perilune.swarm.verify import RenameScope, check_rename_goal, parse_rename_goal
+
+__all__ = [
+    "Outcome",
+    "Plan",
+    "SessionInfo",
+    "SessionSpec",
+    "journal_path",
+    "new_session_id",
+    "plan_session",
+    "replay",
+    "run_session",
+    "sessions",
+]
 
 FOLDER = "swarm"
-BRANCH_PREFIX = "perilune/"
 _ID = re.compile(r"[A-Za-z0-9][A-Za-z0-9-]{0,60}")
-
-
-@dataclass(frozen=True)
-class SessionSpec:
-    """What somebody asks for. None: as the settings say."""
-
-    goal: str
-    repo: Path
-    agents: int | None = None
-    """Most sub-agents that live at once."""
-    steps: int | None = None
-    tokens: int | None = None
-    nano_usd: int | None = None
-    model: str = ""
-    """Id or alias; empty: the backend's first model."""
-    check: tuple[str, ...] = ()
-    """Command that accepts or rejects each assignment's changes, run in the sandbox."""
-    retries: int | None = None
-
-
-@dataclass(frozen=True)
-class Plan:
-    """A session that may start: goal and repository were checked, nothing was spent or written."""
-
-    id: str
-    started: events.SessionStarted
-    scope: RenameScope | None
-    """The files of a rename goal; None for other goals."""
-    notes: tuple[str, ...] = ()
-    """What the user should know about the repository."""
 
 
 @dataclass(frozen=True)
@@ -122,75 +93,6 @@ class SessionInfo:
     """`running` also for one whose process died; HOME's lock says which."""
     message: str
     started_at: int
-
-
-# ---- planning
-
-
-async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Settings, salt: str = "") -> Plan:
-    """Check goal and repository. Raises GoalRefused, RepositoryError, NotFound (no such model),
-    InputError, and what the backend raises when it is asked for its models."""
-    goal = plain(spec.goal).strip()
-    if not goal:
-        raise GoalRefused("the goal is empty", field="goal", mend="say what is to be done")
-    entry = await _entry(backend, spec.model)
-    parsed = parse_rename_goal(goal) if entry.goals == "rename" else None
-    repository = await Repository.open(spec.repo)
-    scope = None if parsed is None else await check_rename_goal(parsed, repository)
-    name = new_session_id()
-    roles = {"orchestrator": entry.orchestrator_profile, "subagent": entry.subagent_profile}
-    profiles = {role: load_profile(name).fitted(entry.context_length) for role, name in roles.items()}
-    started = events.SessionStarted(
-        id=name,
-        goal=goal,
-        repo=str(repository.root),
-        base=repository.base_commit,
-        branch=f"{BRANCH_PREFIX}{name}",
-        entry=entry,
-        orchestrator=profiles["orchestrator"],
-        subagent=profiles["subagent"],
-        profile_hashes={name: profile_hash(name) for name in roles.values()},
-        budget=_budget(spec, settings),
-        agents=_at_least_one("agents", settings.max_agents if spec.agents is None else spec.agents),
-        retries=settings.retries if spec.retries is None else max(spec.retries, 0),
-        check=spec.check,
-        files=() if scope is None else scope.files,
-        affected=0 if scope is None else len(scope.affected),
-        cache_salt=salt,
-    )
-    return Plan(name, started, scope, await repository.notes())
-
-
-def new_session_id() -> str:
-    """Sorts by time; fit for a branch, a file and a shell."""
-    return f"{time.strftime('%Y%m%d-%H%M%S', time.gmtime())}-{secrets.token_hex(2)}"
-
-
-async def _entry(backend: Backend, model: str) -> ModelEntry:
-    models = await backend.models()
-    if not models:
-        raise NotFound("the backend serves no model", field="model", mend="perilune doctor says why")
-    if not model:
-        return models[0]
-    found = next((entry for entry in models if model in (entry.id, *entry.aliases)), None)
-    if found is None:
-        known = ", ".join(entry.id for entry in models)
-        raise NotFound(f"no model {model}", field="model", mend=f"one of: {known}")
-    return found
-
-
-def _budget(spec: SessionSpec, settings: Settings) -> events.Budget:
-    steps = _at_least_one("steps", settings.max_steps if spec.steps is None else spec.steps)
-    for name, limit in (("tokens", spec.tokens), ("nano_usd", spec.nano_usd)):
-        if limit is not None:
-            _at_least_one(name, limit)
-    return events.Budget(steps=steps, tokens=spec.tokens, nano_usd=spec.nano_usd)
-
-
-def _at_least_one(name: str, value: int) -> int:
-    if value < 1:
-        raise InputError(f"must be at least 1, not {value}", field=name, mend="give a larger number")
-    return value
 
 
 # ---- running
