@@ -127,3 +127,12 @@ class Cut(Strange):
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         yield TextDelta("and th")
+
+
+class Slow(ScriptedBackend):
+    """Takes its time between any two events."""
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        async for event in super().stream(request):
+            await asyncio.sleep(0.05)
+            yield event

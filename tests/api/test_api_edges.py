@@ -62,7 +62,7 @@ async def test_every_route_says_whom_it_lets_in(tmp_path: Path, web: aiohttp.Cli
                 {},
                 {"Authorization": "Bearer"},
                 {"Authorization": f"Basic {api.key}"},
-                {"Authorization": f"Bearer {api.key[:-1]}x"},
+                {"Authorization": f"Bearer {api.key}x"},
                 {"Authorization": "Bearer \xff☾"},
                 {"Authorization": "Bearer ", "Host": "healthz"},
                 {"X-Api-Key": api.key},

@@ -10,31 +10,20 @@ import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
 
 import aiohttp
 import pytest
-from api_server import Api, Endless, serving, talk, talker
+from api_server import Api, Endless, Mute, Slow, serving, talk, talker
 
 from perilune.accounts.accounts import Accounts
 from perilune.api.listen import listen, root_url
 from perilune.api.serve import Server, serve
 from perilune.backends.base import Backend
-from perilune.backends.scripted import ScriptedBackend
 from perilune.errors import CheckpointError, ConfigError, HomeLocked, UnsupportedInput
 from perilune.settings import Settings
 from perilune.store import HomeLock, home_holder
 
 HI = {"model": "scripted", "stream": True, "messages": [{"role": "user", "content": "Hi"}]}
-
-
-class Slow(ScriptedBackend):
-    """Takes its time between any two events."""
-
-    async def stream(self, request: Any) -> AsyncIterator[Any]:
-        async for event in super().stream(request):
-            await asyncio.sleep(0.05)
-            yield event
 
 
 class Process:
@@ -133,6 +122,16 @@ async def test_what_outlives_the_grace_is_cut_off_and_settled(tmp_path: Path) ->
                 await api.server.stop(grace_s=1)
             assert backend.closed == 1 and api.rows() == ["aborted"]
             answer.close()
+
+
+async def test_an_answer_not_begun_is_told_that_the_server_stops(tmp_path: Path) -> None:
+    async with serving(tmp_path, Mute()) as api, aiohttp.ClientSession() as web:
+        asking = asyncio.create_task(web.post(f"{api.url}/chat/completions", json=HI, headers=api.auth))
+        await asyncio.sleep(0.3)
+        await api.server.stop(grace_s=1)
+        async with await asking as answer:
+            assert (answer.status, (await answer.json())["error"]["type"]) == (503, "server_unavailable")
+        assert api.rows() == ["aborted"]
 
 
 async def test_a_signal_while_the_model_loads_ends_it(

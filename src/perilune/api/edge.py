@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 import time
 
@@ -49,6 +50,10 @@ class Edge:
             await self._app(scope, receive, send_with_id)
         except ClientGone:
             status = CLIENT_CLOSED
+        except asyncio.CancelledError:  # only the server's end cancels; this task ends here
+            log.warning("%s %s was cut off: the server stops", scope["method"], _path(scope))
+            if not status:
+                await send_json(send_with_id, encode_error(_stopping()), 503)
         except Exception as error:  # noqa: BLE001  the request's edge: the client gets an error, the log the trace
             problem = told(error, f"{scope['method']} {_path(scope)}")
             # Once half an answer is out, its unfinished body tells the client that it is not whole.
@@ -81,6 +86,12 @@ def told(error: Exception, what: str) -> PeriluneError:
         return error
     log.error("%s failed", what, exc_info=error)
     return PeriluneError("something went wrong here", mend="the server's log says what")
+
+
+def _stopping() -> PeriluneError:
+    error = PeriluneError("the server is stopping", mend="try again in a moment")
+    error.code = "server_unavailable"
+    return error
 
 
 async def http_problem(request: HttpRequest, problem: Exception) -> Response:

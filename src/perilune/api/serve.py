@@ -21,6 +21,7 @@ from perilune.accounts.accounts import KEYS_FILE, Accounts
 from perilune.api.app import build_app
 from perilune.api.listen import listen, root_url
 from perilune.backends.base import Backend
+from perilune.backends.choose import open_backend
 from perilune.errors import UnsupportedInput
 from perilune.settings import Settings
 from perilune.store import HomeLock
@@ -117,7 +118,7 @@ async def serve(
     *,
     on_ready: Callable[[Server], None] | None = None,
     any_port: bool = False,
-    open_model: OpenModel | None = None,
+    open_model: OpenModel = open_backend,
 ) -> None:
     """Serve HOME until SIGTERM or SIGINT, then drain; a second signal cuts off what is still under way.
     `open_model` opens another backend than the one that the settings choose.
@@ -125,7 +126,6 @@ async def serve(
     Raises HomeLocked, ConfigError (port, settings), StoreError, and what opening the backend raises."""
     if settings.admin_port:
         raise UnsupportedInput("the admin door is not built yet", field="admin_port", mend="leave it at 0")
-    open_model = open_model or _chosen
     stopping = asyncio.Event()
     server: Server | None = None
 
@@ -163,12 +163,6 @@ def run(settings: Settings, *, any_port: bool = False) -> None:
         format="%(asctime)s %(levelname)s %(name)s: %(message)s",
     )
     uvloop.run(serve(settings, any_port=any_port))
-
-
-async def _chosen(settings: Settings) -> Backend:
-    from perilune.backends.choose import open_backend  # only the server itself needs any of the backends
-
-    return await open_backend(settings)
 
 
 async def _announce(server: Server, backend: Backend, settings: Settings) -> None:
