@@ -138,5 +138,6 @@ def _suggest(outcome: Outcome, base_url: str, settings: Settings) -> None:
     keys = settings.home / KEYS_FILE
     print("\nTry next:")
     print(f"  git -C {session.repo} diff {session.base[:12]} {outcome.branch}")
-    print(f'  curl {base_url}/models -H "Authorization: Bearer $(grep -o \'plk_[^\\"]*\' {keys} | tail -1)"')
+    key = f"$(grep -o 'plk_[A-Za-z0-9_]*' {keys} | tail -1)"
+    print(f'  curl {base_url}/models -H "Authorization: Bearer {key}"')
     print(f"  {ANEW}        # or FILES=300; your own model: perilune connect URL")

@@ -30,7 +30,8 @@ def explain(plan: Plan, estimate: Estimate) -> None:
     """Goal, place, model and estimate, before anything is spent."""
     started = plan.started
     print(f"Goal       {started.goal}")
-    print(f"Repository {started.repo} at {started.base[:12]}; the result will be branch {started.branch}")
+    print(f"Repository {started.repo} at {started.base[:12]}")
+    print(f"Result     branch {started.branch}; the working tree stays as it is")
     print(f"Model      {started.entry.id}")
     for note in plan.notes:
         print(f"Note       {note}")
