@@ -4,9 +4,14 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import os
 import sys
+from typing import TYPE_CHECKING
 
 from perilune.cli.flags import Commands, add_settings, load_settings
+
+if TYPE_CHECKING:
+    from perilune.settings import Settings
 
 
 def add(commands: Commands) -> None:
@@ -19,7 +24,7 @@ def add(commands: Commands) -> None:
     add_settings(parser)
     parser.add_argument("url", nargs="?", metavar="URL", help="base URL, such as https://host/v1")
     parser.add_argument("--key", default="", help="the endpoint's key; - reads it from standard input")
-    parser.add_argument("--name", default="", help="the model's name there (default: the first it lists)")
+    parser.add_argument("--name", default="", help="the model's name there (needed when it lists several)")
     parser.add_argument("--none", action="store_true", help="forget the endpoint")
     parser.set_defaults(run=run, parser=parser)
 
@@ -36,7 +41,7 @@ def run(given: argparse.Namespace) -> int:
         return 0
     from perilune.backends.connect import probe
 
-    key = sys.stdin.readline().strip() if given.key == "-" else given.key or settings.model_key
+    key = sys.stdin.readline().strip() if given.key == "-" else given.key or _known_key(settings, given.url)
     found = asyncio.run(probe(given.url, key, given.name))
     save_connection(settings.home, found.url, key, found.name, found.context_length)
     context = f", {found.context_length:,} tokens of context" if found.context_length else ""
@@ -45,3 +50,13 @@ def run(given: argparse.Namespace) -> int:
         print("Note       its answers do not say what they used: costs will be estimates")
     print('Try next   perilune swarm run "GOAL" --repo DIR --agents 8 --budget 1.00')
     return 0
+
+
+def _known_key(settings: Settings, url: str) -> str:
+    """The key from the environment, or the saved one if it is this endpoint's: a key goes to no other."""
+    from perilune.backends.endpoint import base_url
+
+    if not settings.model_key or os.environ.get("PERILUNE_MODEL_KEY"):
+        return settings.model_key
+    same = bool(settings.model_url) and base_url(settings.model_url) == base_url(url)
+    return settings.model_key if same else ""
