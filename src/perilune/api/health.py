@@ -9,7 +9,8 @@ from starlette.types import Receive, Scope, Send
 
 from perilune.api.http import send_json
 from perilune.backends.base import Backend
-from perilune.backends.endpoint import auth_headers, base_url, list_models, new_session
+from perilune.backends.endpoint import auth_headers, base_url, new_session
+from perilune.backends.listing import list_models
 from perilune.errors import BackendAuth, BackendError, BackendUnreachable, PeriluneError
 from perilune.settings import Settings
 
