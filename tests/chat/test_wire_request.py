@@ -72,6 +72,11 @@ def test_options_arrive_where_the_request_keeps_them() -> None:
     assert decode(stop=["a", "b"]).stop == ("a", "b")
 
 
+def test_parallel_calls_can_be_switched_off() -> None:
+    assert decode(parallel_tool_calls=False).max_parallel_calls == 1
+    assert decode(parallel_tool_calls=True).max_parallel_calls is None
+
+
 def test_the_newer_name_of_the_token_limit_wins() -> None:
     assert decode(max_tokens=5).max_tokens == 5
     assert decode(max_completion_tokens=6).max_tokens == 6

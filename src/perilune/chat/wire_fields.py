@@ -114,6 +114,7 @@ class CallBody(msgspec.Struct):
     response_format: FormatField | None = None
     tools: list[ToolField] | None = None
     tool_choice: str | ChoiceField | None = None
+    parallel_tool_calls: bool | None = None
     logprobs: bool | None = None
     top_logprobs: int | None = None
     functions: list[Any] | None = None

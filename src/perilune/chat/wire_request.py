@@ -65,6 +65,7 @@ def decode_request(body: bytes) -> ChatCall:
         stop=_stops(call.stop),
         json_schema=_json_schema(call),
         prompt_cache_key=call.prompt_cache_key,
+        max_parallel_calls=1 if call.parallel_tool_calls is False else None,
     )
     options = call.stream_options
     return ChatCall(
