@@ -5,11 +5,23 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from session_parts import RENAMED, Bench, Crash, DyingJournal, files_at, task_commits, tree_of
+from session_parts import (
+    FILES,
+    RENAMED,
+    Bench,
+    Crash,
+    DyingJournal,
+    code_entry,
+    files_at,
+    task_commits,
+    tree_of,
+)
 
 from perilune.accounts.prices import PriceBook
 from perilune.agent.sandbox import Sandbox
-from perilune.swarm.events import Entry
+from perilune.backends.scripted import Call, Reply, ScriptedBackend
+from perilune.chat.messages import Request
+from perilune.swarm.events import Entry, ToolStarted
 from perilune.swarm.journal import Journal, JournalReader
 from perilune.swarm.session import Plan, drive, replay
 from perilune.swarm.state import SessionState, apply, fold
@@ -88,3 +100,57 @@ async def test_a_session_survives_the_loss_of_its_process_after_every_event(benc
         assert outcome.state.spent.steps == whole.state.spent.steps, where
         assert outcome.state.merges == 2 and outcome.state.retries == 0, where
         assert not bench.journal(plan).with_suffix("").exists(), where
+
+
+def lead(request: Request) -> Reply | None:
+    if "assign_task" not in {tool.name for tool in request.tools}:
+        return None
+    match sum(m.role == "assistant" for m in request.messages):
+        case 0:
+            return Call("create_subagent", {"name": "coder", "system_prompt": "Write small files."})
+        case 1:
+            return Call("assign_task", {"agent": "coder", "prompt": "Write a.txt"})
+        case _:
+            return "Written."
+
+
+def coder(request: Request) -> Reply | None:
+    match sum(m.role == "assistant" for m in request.messages):
+        case 0:
+            return Call("create", {"path": "a.txt", "content": "draft\n"})
+        case 1:
+            return Call("bash", {"command": "echo once >> a.txt; echo more > b.txt; rm README.md"})
+        case 2:
+            return Call("bash", {"command": "cat b.txt >> a.txt; rm b.txt"})
+        case _:
+            return Call("submit", {"summary": "Wrote a.txt."})
+
+
+async def test_a_command_that_was_cut_off_runs_again_in_the_tree_it_began_in(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, ScriptedBackend([lead, coder], entry=code_entry()))
+    plan = await bench.plan("Write a.txt.")
+    whole = await bench.run(plan)
+    wanted = {**FILES, "a.txt": "draft\nonce\nmore\n"}
+    del wanted["README.md"]
+    assert files_at(bench.repo, whole.tip) == wanted
+    tools = [entry.seq for entry in entries_of(bench, plan) if isinstance(entry.event, ToolStarted)]
+    for entries in sorted({*tools[3:5], *(seq + 1 for seq in tools[3:5])}):
+        plan = await bench.plan("Write a.txt.")
+        await crash_after(bench, plan, entries)
+        # What a killed command left behind is not what the journal knows.
+        for left in bench.journal(plan).with_suffix("").glob("work/a0001.0/upper"):
+            (left / "a.txt").write_text("half a")
+            (left / "stray.txt").write_text("stray")
+        outcome = await bench.run(plan.id)
+        assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", wanted), entries
+        assert fold(entries_of(bench, plan)) == outcome.state
+
+
+async def test_a_session_may_lose_its_process_again_and_again(bench: Bench) -> None:
+    plan = await bench.plan()
+    for _ in range(8):
+        await crash_after(bench, plan, 11)
+    outcome = await bench.run(plan.id)
+    assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", RENAMED)
+    assert task_commits(bench.repo, plan.started.base, outcome.tip) == ["a0001", "a0002"]
+    assert outcome.state.resumes == 8
