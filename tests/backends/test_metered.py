@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import aclosing
 from pathlib import Path
 
+import msgspec
 import pytest
 
 from perilune.accounts.accounts import Accounts
@@ -24,7 +25,7 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.errors import BackendInterrupted, BackendUnreachable, LimitReached, NotFound
+from perilune.errors import BackendInterrupted, BackendUnreachable, ConfigError, LimitReached, NotFound
 from perilune.settings import Settings
 
 USAGE = Usage(prompt_tokens=1200, cached_tokens=900, completion_tokens=300, reasoning_tokens=40)
@@ -202,10 +203,16 @@ async def test_a_failure_before_the_first_event_costs_nothing(accounts: Accounts
     assert call.charge is not None and call.charge.nano_usd == 0
 
 
-async def test_an_endpoint_that_does_not_count_is_estimated_not_free(accounts: Accounts) -> None:
+@pytest.mark.parametrize(
+    "usage",
+    [Usage(), Usage(prompt_tokens=10**30), Usage(prompt_tokens=5, completion_tokens=10**30)],
+)
+async def test_an_endpoint_that_does_not_count_is_estimated_not_free(
+    accounts: Accounts, usage: Usage
+) -> None:
     async def uncounted(request: Request) -> AsyncIterator[Event]:
         yield TextDelta("a" * 41)
-        yield Finished("stop", Usage())
+        yield Finished("stop", usage)
 
     backend = MeteredBackend(Inner(uncounted), accounts, accounts.local_principal())
     completion, charge = await backend.complete(ask())
@@ -247,6 +254,14 @@ async def test_exactly_the_calls_that_the_budget_covers_reach_the_model(accounts
     assert len(inner.requests) == 5
     with pytest.raises(LimitReached):
         await complete(backend, ask(max_tokens=10))
+
+
+async def test_a_price_that_the_book_lacks_is_refused_before_a_row(accounts: Accounts) -> None:
+    inner = Inner(whole, entry=msgspec.structs.replace(scripted_entry(), price="gold"))
+    with pytest.raises(ConfigError, match="no price 'gold'"):
+        await complete(MeteredBackend(inner, accounts, accounts.local_principal()), ask())
+    assert inner.requests == []
+    assert accounts.usage_rows() == []
 
 
 async def test_an_unknown_model_is_refused_before_a_row(accounts: Accounts) -> None:

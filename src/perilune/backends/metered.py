@@ -44,6 +44,9 @@ BYTES_PER_TOKEN = 4
 MARKER_TOKENS = 16
 """More than the template puts around one message, call or tool; for bounds."""
 
+MOST_TOKENS = 1 << 31
+"""Of any one call; also keeps every charge within the ledger's integers."""
+
 
 @dataclass(frozen=True)
 class Quote:
@@ -203,8 +206,9 @@ class MeteredCall:
         return cast(AsyncGenerator[Event, None], self._backend._inner.stream(request))
 
     async def _settle_finished(self, reservation: Reservation, quote: Quote, event: Finished) -> Finished:
-        """No prompt is empty: counts that say so mean that the endpoint did not count."""
-        told = event.usage.prompt_tokens > 0
+        """No prompt is empty: counts that say so, or that no model can reach, are not taken as counts."""
+        told = 0 < event.usage.prompt_tokens <= MOST_TOKENS
+        told = told and 0 <= event.usage.completion_tokens <= MOST_TOKENS
         usage = event.usage if told else self._estimate(quote)
         self.charge = await self._backend._settle(reservation, usage, "finished", not told)
         return event if told else Finished(event.reason, usage)
