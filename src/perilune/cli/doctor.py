@@ -148,9 +148,10 @@ def check_engine(settings: Settings) -> Check:
 def check_model(settings: Settings) -> Check:
     if settings.model_url:
         return Check("model", "ok", f"{settings.model_name or 'unnamed'} at {settings.model_url}")
+    from perilune.backends.served import bundled_folder
     from perilune.model.content_hash import content_hash
 
-    folder = checkpoint_folder(settings)
+    folder = Path(settings.checkpoint) if settings.checkpoint else bundled_folder()
     if not (folder / "config.json").is_file():
         return Check("model", "fail", f"no checkpoint in {folder}", "perilune connect URL")
     try:
@@ -166,12 +167,6 @@ def check_model(settings: Settings) -> Check:
             "model", "fail", f"{folder} does not match its perilune.json", "copy the whole folder again"
         )
     return Check("model", "ok", f"{entry.get('id', folder.name)}, sha256 {identity[:16]}")
-
-
-def checkpoint_folder(settings: Settings) -> Path:
-    """The folder the engine would serve."""
-    bundled = Path(__file__).parents[1] / "nano_checkpoint"
-    return Path(settings.checkpoint).expanduser() if settings.checkpoint else bundled
 
 
 def check_disk(home: Path) -> Check:
