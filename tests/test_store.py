@@ -339,3 +339,16 @@ def test_a_home_that_cannot_be_made_is_one_clear_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(ConfigError, match="home: cannot write to"):
         HomeLock(tmp_path / "file" / "home")
+
+
+def test_a_closed_store_is_whole_in_its_one_file(tmp_path: Path) -> None:
+    store = Store(tmp_path / "a.db", ["CREATE TABLE t (x INTEGER)"])
+    store.write_now(lambda connection: connection.execute("INSERT INTO t VALUES (7)"))
+    onlooker = Reader(tmp_path / "a.db")
+    assert onlooker.read("SELECT x FROM t") == [(7,)]
+    store.close()  # the onlooker is the last to close, and may not write
+    onlooker.close()
+    (tmp_path / "b.db").write_bytes((tmp_path / "a.db").read_bytes())
+    copy = Reader(tmp_path / "b.db")
+    assert copy.read("SELECT x FROM t") == [(7,)]
+    copy.close()

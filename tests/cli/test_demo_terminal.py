@@ -42,7 +42,8 @@ def test_it_stays_up_until_ctrl_c(tmp_path: Path) -> None:
             assert answer.status == 200
         os.kill(running.pid, signal.SIGINT)
         assert running.wait(timeout=20) == 0
-        assert not list((tmp_path / "home").glob("**/*-wal")), "every store was closed"
+        logs = [path for path in (tmp_path / "home").rglob("*-wal") if path.stat().st_size]
+        assert logs == [], "every store was closed and is whole in its one file"
     finally:
         running.kill()
         running.wait()
