@@ -154,3 +154,15 @@ async def test_a_session_may_lose_its_process_again_and_again(bench: Bench) -> N
     assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", RENAMED)
     assert task_commits(bench.repo, plan.started.base, outcome.tip) == ["a0001", "a0002"]
     assert outcome.state.resumes == 8
+
+
+async def test_a_lock_that_a_killed_git_left_on_the_branch_is_taken_away(bench: Bench) -> None:
+    plan = await bench.plan()
+    folder = bench.repo / ".git/refs/heads/perilune"
+    folder.mkdir(parents=True)
+    lock = folder / f"{plan.id}.lock"
+    lock.touch()  # while the branch was made
+    await crash_after(bench, plan, 40)
+    lock.touch()  # while it was moved
+    outcome = await bench.run(plan.id)
+    assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", RENAMED)

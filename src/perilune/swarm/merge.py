@@ -14,10 +14,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from perilune.errors import MergeConflict, RepositoryError
-from perilune.swarm.repository import IDENTITY, Repository
+from perilune.swarm.repository import IDENTITY, GitResult, Repository
 from perilune.swarm.workspaces import FileChange
 
 SWAP_TRIES = 10
+LOCK_TRIES, LOCK_PAUSE_S = 5, 0.2
 _MODES = frozenset({"100644", "100755", "120000"})
 _NO_NAMES = frozenset({"", ".", "..", ".git"})
 """fast-import takes some of them; a tree that holds one cannot be checked out, or should not."""
@@ -55,9 +56,7 @@ class Merger:
             raise RepositoryError(f"{self.branch} is checked out", mend="choose a branch of its own")
         found = await self._read_tip()
         if found is None:
-            made = await self._repository.git(
-                "update-ref", "--no-deref", self.ref, self.base, "0" * len(self.base)
-            )
+            made = await self._swap(self.base, "0" * len(self.base))
             found = await self._read_tip()
             if found is None:
                 raise RepositoryError(f"cannot create branch {self.branch}: {made.message}")
@@ -119,7 +118,7 @@ class Merger:
                 elif commit == self.base or commit in self._merged:
                     return Merged(tip, moved=False)
                 new = await self._join(tip, commit, message, when)
-                swapped = await self._repository.git("update-ref", "--no-deref", self.ref, new, tip)
+                swapped = await self._swap(new, tip)
                 if swapped.code == 0:
                     self._tip = new
                     self._merged.add(commit)
@@ -132,6 +131,21 @@ class Merger:
     async def apply(self, changes: Sequence[FileChange], message: str, when: int) -> Merged:
         """Commit and merge in one call."""
         return await self.merge(await self.commit(changes, message, when), message, when)
+
+    async def _swap(self, new: str, old: str) -> GitResult:
+        """Move the branch from `old` to `new`. A git that was killed leaves its lock behind; nobody but this
+        session writes the branch, so a lock that outlasts a second belongs to no one and is removed."""
+        for last in (False,) * LOCK_TRIES + (True,):
+            swapped = await self._repository.git("update-ref", "--no-deref", self.ref, new, old)
+            if swapped.code == 0 or ".lock" not in swapped.message:
+                break
+            if not last:
+                await asyncio.sleep(LOCK_PAUSE_S)
+                continue
+            lock = await self._repository.must("rev-parse", "--git-path", f"{self.ref}.lock")
+            (self._repository.root / os.fsdecode(lock).removesuffix("\n")).unlink(missing_ok=True)
+            swapped = await self._repository.git("update-ref", "--no-deref", self.ref, new, old)
+        return swapped
 
     async def _join(self, tip: str, commit: str, message: str, when: int) -> str:
         """A commit that joins both; nothing refers to it yet. Raises MergeConflict."""
