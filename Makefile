@@ -11,6 +11,7 @@ PYTEST_FLAGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+PEERS := langgraph==1.2.24 langgraph-checkpoint-sqlite==3.1.2
 PROJECT := build/example-$(FILES)
 SOURCES := pyproject.toml constraints.txt
 TOOLS = $(wildcard examples scripts benchmarks nano)
@@ -79,9 +80,15 @@ bench: $(VENV)/.dev       # today's numbers on this machine
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/swarm.py
 
-peers: $(VENV)/.oracle    # the same beside what can be compared here: transformers
-	$(BIN)/python benchmarks/engine.py --peers
-	$(BIN)/python benchmarks/swarm.py --peers
+peers: $(VENV)/.oracle $(VENV)-peers/.made   # the same beside transformers and LangGraph
+	$(BIN)/python benchmarks/engine.py
+	$(BIN)/python benchmarks/swarm.py --peer-python $(VENV)-peers/bin/python
+
+# Peers pull in what we would not have beside us, so they get an environment of their own.
+$(VENV)-peers/.made: $(VENV)/.made
+	@$(PYTHON) -m venv $(VENV)-peers
+	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(PEERS)
+	@touch $@
 
 clean:
-	rm -rf $(VENV) build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-peers build .mypy_cache .ruff_cache .pytest_cache
