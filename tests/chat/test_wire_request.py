@@ -161,6 +161,7 @@ def test_tools_and_choices() -> None:
     assert request.tool_choice == "required"
     assert decode(tools=[WEATHER], tool_choice=NAMED, thinking=OFF).tool_choice == "tool:weather"
     assert decode(tools=[WEATHER], tool_choice="none").tool_choice == "none"
+    assert decode(tools=[WEATHER], parallel_tool_calls=False).max_parallel_calls == 1
     loose = {"function": {"name": "f", "strict": False, "parameters": None, "description": None}}
     assert decode(tools=[loose]).tools == (Tool(name="f", strict=False),)
 
@@ -303,7 +304,7 @@ def test_a_plain_request_carries_only_what_every_endpoint_takes() -> None:
     [
         {"thinking": OFF, "temperature": 0.6, "top_p": 0.9, "seed": 3, "stop": ["x"], "max_tokens": 9},
         {"thinking": {"type": "enabled", "keep": "all"}, "prompt_cache_key": "k"},
-        {"tools": [WEATHER], "tool_choice": "required", "thinking": OFF},
+        {"tools": [WEATHER], "tool_choice": "required", "thinking": OFF, "parallel_tool_calls": False},
         {"tools": [WEATHER], "tool_choice": NAMED, "thinking": OFF},
         {"tools": [{"function": {"name": "f", "strict": False, "parameters": {"type": "object"}}}]},
         {"response_format": {"type": "json_object"}},

@@ -38,7 +38,7 @@ class Door:
 def doors(settings: Settings, backend: Backend, accounts: Accounts) -> tuple[Door, ...]:
     """All that is served."""
     catalogue = Catalogue(backend, settings.serve_as)
-    chat = ChatCompletions(backend, accounts, catalogue, settings.sampling_policy)
+    chat = ChatCompletions(backend, accounts, catalogue)
     return (
         Door("POST", "/v1/chat/completions", "chat", chat),
         Door("GET", "/v1/models", "chat", ListModels(catalogue)),

@@ -37,19 +37,17 @@ STREAM_START: Message = {
 
 
 class ChatCompletions:
-    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue, policy: str) -> None:
-        """`policy`: the sampling policy for all models; empty leaves it to each model's entry."""
+    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue) -> None:
         self._backend = backend
         self._accounts = accounts
         self._catalogue = catalogue
-        self._policy = policy
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)
         call = decode_request(await read_json_body(scope, receive))
         name = call.request.model
         entry = await self._catalogue.find(name)
-        request = fit(call.request, entry, sampling_policy=self._policy, cache_salt=principal.cache_salt)
+        request = fit(call.request, entry, principal.cache_salt)
         request_id = request_id_of(scope)
         metered = MeteredBackend(self._backend, self._accounts, principal)
         answer_id, created = f"chatcmpl-{request_id}", int(time.time())

@@ -103,12 +103,19 @@ def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> Model
         backend="upstream",
         context_length=context,
         max_output_tokens=output,
+        modalities=_modalities(item),
         sampling_policy=settings.sampling_policy or "open",
         goals=declared.goals,
         orchestrator_profile=declared.orchestrator_profile,
         subagent_profile=declared.subagent_profile,
         owned_by="upstream",
     )
+
+
+def _modalities(item: dict[str, Any]) -> tuple[str, ...]:
+    """Where the endpoint does not say what its model reads, it is sent all, and may refuse itself."""
+    media = [kind for kind in ("image", "video") if item.get(f"supports_{kind}_in", True)]
+    return ("text", *media)
 
 
 def context_length_of(item: dict[str, Any]) -> int | None:

@@ -56,7 +56,14 @@ LONGEST_PAUSE_S = 20.0
 LONGEST_RETRY_AFTER_S = 60.0
 """An endpoint that asks for more patience than this is reported, not waited for."""
 
-OPTIONAL_FIELDS = ("chat_template_kwargs", "thinking", "stream_options", "prompt_cache_key", "seed")
+OPTIONAL_FIELDS = (
+    "chat_template_kwargs",
+    "thinking",
+    "stream_options",
+    "prompt_cache_key",
+    "seed",
+    "parallel_tool_calls",
+)
 """Left out when an endpoint refuses a call with their name: none changes what an answer may be billed."""
 
 

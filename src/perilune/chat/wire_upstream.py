@@ -11,7 +11,8 @@ from perilune.chat.messages import ImagePart, Message, Part, Request, TextPart, 
 
 
 def encode_request(request: Request, model: str | None = None, stream: bool = True) -> dict[str, Any]:
-    """The body, for `model` at that endpoint. `argument_choices` and `cache_salt` are ours and stay here."""
+    """The body, for `model` at that endpoint. `argument_choices`, `cache_salt` and
+    `thinking_budget` are ours and stay here."""
     body: dict[str, Any] = {
         "model": model or request.model,
         "messages": [_message(message, request.thinking) for message in request.messages],
@@ -22,6 +23,8 @@ def encode_request(request: Request, model: str | None = None, stream: bool = Tr
     if request.tools:
         body["tools"] = [_tool(tool) for tool in request.tools]
         body["tool_choice"] = _tool_choice(request.tool_choice)
+        if request.max_parallel_calls == 1:
+            body["parallel_tool_calls"] = False
     body |= _thinking(request)
     options = {
         "max_tokens": request.max_tokens,
