@@ -8,8 +8,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from perilune.agent.profiles import load_profile, profile_hash
+from perilune.agent.sandbox import probe_machine
 from perilune.backends.base import Backend, ModelEntry
-from perilune.errors import GoalRefused, InputError, NotFound
+from perilune.errors import GoalRefused, InputError, NotFound, SandboxError
 from perilune.settings import Settings
 from perilune.swarm import events
 from perilune.swarm.context import plain
@@ -50,8 +51,8 @@ class Plan:
 
 
 async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Settings, salt: str = "") -> Plan:
-    """Check goal and repository. Raises GoalRefused, RepositoryError, NotFound (no such model),
-    InputError, and what the backend raises when it is asked for its models."""
+    """Check goal and repository. Raises GoalRefused, RepositoryError, NotFound (no such model), InputError,
+    SandboxError (the work needs commands and they cannot be isolated), and what the backend raises."""
     goal = plain(spec.goal).strip()
     if not goal:
         raise GoalRefused("the goal is empty", field="goal", mend="say what is to be done")
@@ -62,6 +63,8 @@ async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Setting
     name = new_session_id()
     roles = {"orchestrator": entry.orchestrator_profile, "subagent": entry.subagent_profile}
     profiles = {role: load_profile(name).fitted(entry.context_length) for role, name in roles.items()}
+    if spec.check or profiles["subagent"].tool("bash") is not None:
+        _refuse_without_sandbox(settings)
     started = events.SessionStarted(
         id=name,
         goal=goal,
@@ -81,6 +84,15 @@ async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Setting
         cache_salt=salt,
     )
     return Plan(name, started, scope, await repository.notes())
+
+
+def _refuse_without_sandbox(settings: Settings) -> None:
+    found = probe_machine()
+    if found.kind == "none" and not settings.unsandboxed:
+        raise SandboxError(
+            f"commands cannot be isolated: {found.reason}",
+            mend=f"{found.mend}, or set `unsandboxed` to run them without isolation",
+        )
 
 
 def new_session_id() -> str:

@@ -30,6 +30,7 @@ from perilune.swarm.admission import Admission
 from perilune.swarm.bases import Bases
 from perilune.swarm.budgets import Prices, Purse
 from perilune.swarm.context import Run, plain
+from perilune.swarm.copies import sandbox_of_this_machine
 from perilune.swarm.halt import Halt, Halted, Interrupted
 from perilune.swarm.journal import Appender, Journal, JournalReader
 from perilune.swarm.merge import Merger
@@ -133,7 +134,7 @@ async def run_session(
             backend=backend,
             budget=budget,
             prices=prices or PriceBook.load(settings),
-            sandbox=sandbox or Sandbox.probe(unsandboxed=settings.unsandboxed),
+            sandbox=sandbox or sandbox_of_this_machine(unsandboxed=settings.unsandboxed),
             patience=patience,
             stop=stop,
         )

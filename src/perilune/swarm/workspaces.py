@@ -65,6 +65,11 @@ class OverlayWorkspace:
         self._ignore_git = ignore_git
         self._max_file_bytes = max_file_bytes
 
+    @classmethod
+    def at(cls, home: Path, base: Path) -> OverlayWorkspace:
+        """The workspace whose folders lie in `home`, to look at it or to set it anew."""
+        return cls(home, base, home.parent / "ignore.git", MAX_FILE_BYTES)
+
     @property
     def view(self) -> View:
         return View(upper=self._upper, lower=self._lower, work=self.home / "work")
@@ -126,7 +131,7 @@ class OverlayWorkspace:
     async def changes(self) -> tuple[FileChange, ...]:
         """Every difference from the base, sorted by path. New files that the base's .gitignore names, files
         over the size limit and what is neither file nor link are left out."""
-        found = await asyncio.to_thread(lambda: {change.path: change for change in self._differences()})
+        found = await asyncio.to_thread(lambda: {change.path: change for change in self.differences()})
         written = [path for path, change in found.items() if change.content is not None]
         new = [path for path in written if not self._in_base(path) and not self._beyond_link(path)]
         ignored = await self._ignored(new) if new else frozenset[str]()
@@ -211,9 +216,9 @@ class OverlayWorkspace:
 
     # --- differences ----------------------------------------------------------------------------------
 
-    def _differences(self, inside: str = "", lower_seen: bool = True) -> Iterator[FileChange]:
-        """Changes below a folder that exists in the upper tree. `lower_seen` False: all of the base below
-        it is hidden, so what is not in the upper tree is deleted."""
+    def differences(self, inside: str = "", lower_seen: bool = True) -> Iterator[FileChange]:
+        """As `changes`, with what the base's .gitignore names; below a folder of the upper tree.
+        `lower_seen` False: all of the base below it is hidden, so what is not above is deleted."""
         names = set()
         for entry in _scan(self._upper / inside):
             names.add(entry.name)
@@ -236,7 +241,7 @@ class OverlayWorkspace:
                 below = _lstat(self._lower / path)
                 if below is not None and not stat.S_ISDIR(below.st_mode):
                     yield FileChange(path, None)
-                yield from self._differences(path, lower_seen and not _hides(upper, info))
+                yield from self.differences(path, lower_seen and not _hides(upper, info))
         elif stat.S_ISREG(info.st_mode) or stat.S_ISLNK(info.st_mode):
             yield from self._written(path, info)
 
