@@ -142,6 +142,8 @@ def main() -> None:
     options = parser.parse_args()
     texts = msgspec.msgpack.decode((options.work / "texts.msgpack").read_bytes(), type=list[str])
     tokens = learn(texts, protocol_texts(), VOCABULARY - len(SPECIAL_TOKENS))
+    if len(tokens) + len(SPECIAL_TOKENS) != VOCABULARY:
+        raise SystemExit("the corpus is too small for a vocabulary of this size")
     write(tokens, options.work / "tokenizer")
     print(f"{len(tokens)} tokens and {len(SPECIAL_TOKENS)} control tokens")
 
