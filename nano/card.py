@@ -51,7 +51,8 @@ def _state(document: Mapping[str, Any], figures: Mapping[str, Any]) -> Iterator[
         return
     yield (
         "Through the engine process, on these INT4 weights, computed in F32. One agent per file; right\n"
-        "means: at the first try the file is, byte for byte, the whole-word replacement, and the agent said so.\n"
+        "means: at the first try the file is, byte for byte, the whole-word replacement, and the agent\n"
+        "said so.\n"
     )
     yield "| renames of held-out names in held-out files | right | by number of lines that hold the name |"
     yield "| --- | --- | --- |"

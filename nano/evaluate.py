@@ -21,8 +21,6 @@ from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
-from perilune.backends.embedded import EmbeddedBackend
-
 from nano import corpus
 from nano.names import Pool, files_of
 from nano.orchestrate_traces import goal
@@ -45,6 +43,7 @@ from perilune.agent.profiles import bundled_profile
 from perilune.agent.solo import run_agent
 from perilune.agent.workspace import DirectoryWorkspace
 from perilune.backends.base import Backend, complete
+from perilune.backends.embedded import EmbeddedBackend
 from perilune.chat.messages import ToolCall
 from perilune.settings import Settings
 

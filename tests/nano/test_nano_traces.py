@@ -117,11 +117,11 @@ def test_requests_of_a_run_are_those_of_its_traces(tokenizer: Tokenizer) -> None
 
 def test_rename_traces_hold_recoveries_restarts_and_failures() -> None:
     rng = random.Random(3)
-    traces = [trace for _ in range(250) for trace in rename_traces.traces(POOL, rng)]
+    traces = [trace for _ in range(150) for trace in rename_traces.traces(POOL, rng)]
     texts = [str(message.content) for trace in traces for message in trace.messages]
     for wanted in ("error: no file", "is not in your task", "syntax error, rolled back", ", next ", "0 hits"):
         assert any(wanted in text for text in texts), wanted
-    for wanted in ("Failed: no file.", "Done: 0 edits.", "Done: 4 edits."):
+    for wanted in ("Failed: no file.", "Done: 0 edits.", "Done: 1 edit."):
         assert wanted in texts, wanted
     assert any(not all(trace.trained) for trace in traces), "slips are context, not targets"
 
@@ -142,7 +142,11 @@ def test_a_page_is_assigned_in_order_and_followed_by_the_next() -> None:
         assert listed
 
 
-def test_batches_are_the_same_for_the_same_seed_and_place(tokenizer: Tokenizer) -> None:
+def test_batches_are_the_same_for_the_same_seed_and_place(
+    tokenizer: Tokenizer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("nano.batches.POOL", 1)
+
     def first(place: int) -> list[int]:
         batches = Batches(POOL, Encoder(tokenizer), tokenizer.special("[PAD]"), "1-0")
         batches.place = place
