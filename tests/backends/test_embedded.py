@@ -198,6 +198,8 @@ async def test_what_it_cannot_do_is_refused_plainly(backend: EmbeddedBackend) ->
     picture = (Message(role="user", content=(ImagePart("data:"),)),)
     with pytest.raises(UnsupportedInput, match="text only"):
         await run(backend, messages=picture)
+    with pytest.raises(UnsupportedInput, match="text only"):
+        await backend.count_tokens(plain(messages=picture))
     with pytest.raises(InputError, match="no declared tool is called x"):
         await run(backend, tools=(SEARCH,), tool_choice="tool:x")
 

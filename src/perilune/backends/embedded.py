@@ -72,6 +72,7 @@ class EmbeddedBackend:
         return (self.served.entry,)
 
     async def count_tokens(self, request: Request) -> int | None:
+        _refuse_media(request)
         return len(await self._prompt(request))
 
     async def stats(self) -> Stats:
