@@ -66,7 +66,7 @@ async def renames(backend: Backend, tasks: Sequence[Task]) -> dict[str, Any]:
 
     results = await asyncio.gather(*(one(task) for task in tasks))
     done = [right for right, _ in results]
-    failed = [
+    failed: list[dict[str, Any]] = [
         {"path": task.path, "instructions": task.instructions, "hits": task.hits, "said": said}
         for task, (right, said) in zip(tasks, results, strict=True)
         if not right
