@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -144,6 +146,33 @@ async def test_a_command_that_was_cut_off_runs_again_in_the_tree_it_began_in(tmp
         outcome = await bench.run(plan.id)
         assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", wanted), entries
         assert fold(entries_of(bench, plan)) == outcome.state
+
+
+async def test_a_git_that_is_killed_is_started_again(
+    bench: Bench, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = shutil.which("git")
+    (tmp_path / "bin").mkdir()
+    shim = tmp_path / "bin" / "git"
+    # Each command line dies once of SIGKILL, some before their work, some after it.
+    shim.write_text(
+        f"""#!/bin/sh
+case "$*" in *fast-import*|*merge-tree*|*commit-tree*|*update-ref*) ;; *) exec {real} "$@" ;; esac
+key=$(echo "$*" | cksum | cut -d' ' -f1)
+[ -e {tmp_path}/$key ] && exec {real} "$@"
+touch {tmp_path}/$key
+[ $((key % 2)) = 1 ] && {real} "$@" >/dev/null
+kill -9 $$
+"""
+    )
+    shim.chmod(0o755)
+    plan = await bench.plan()
+    with monkeypatch.context() as patch:
+        patch.setenv("PATH", f"{shim.parent}:{os.environ['PATH']}")
+        outcome = await bench.run(plan)
+    assert outcome.error is None
+    assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", RENAMED)
+    assert task_commits(bench.repo, plan.started.base, outcome.tip) == ["a0001", "a0002"]
 
 
 async def test_a_session_may_lose_its_process_again_and_again(bench: Bench) -> None:

@@ -20,6 +20,8 @@ from perilune.errors import RepositoryError
 OLDEST_GIT = (2, 38)
 """`merge-tree --write-tree` came with it."""
 
+KILLED_TRIES = 3
+
 _SETTINGS = (
     *("-c", "core.hooksPath=/dev/null", "-c", "core.fsmonitor=false", "-c", "core.quotePath=false"),
     *("-c", "gc.auto=0", "-c", "maintenance.auto=false", "-c", "gc.autoDetach=false"),
@@ -122,8 +124,14 @@ class Repository:
         return cls(root, git_dir, commit, name)
 
     async def git(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> GitResult:
-        """Any git command on this repository; the exit code is the caller's to judge."""
-        return await run_git(self.root, *args, stdin=stdin, env={"GIT_DIR": str(self.git_dir), **(env or {})})
+        """Any git command on this repository; the exit code is the caller's to judge. A git that somebody
+        killed is started again: every command here may run twice."""
+        place = {"GIT_DIR": str(self.git_dir), **(env or {})}
+        for _ in range(KILLED_TRIES):
+            done = await run_git(self.root, *args, stdin=stdin, env=place)
+            if done.code >= 0:
+                break
+        return done
 
     async def must(self, *args: str, stdin: bytes = b"", env: Mapping[str, str] | None = None) -> bytes:
         """A git command that has to succeed. Raises RepositoryError with git's own message."""

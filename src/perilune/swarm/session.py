@@ -254,10 +254,11 @@ async def _end(run: Run, done: Done | None) -> None:
     status: Literal["complete", "incomplete"] = (
         "complete" if succeeded and not state.not_done else "incomplete"
     )
+    # Before the last event, so that a kill between the two leaves no folder that nobody asks for again.
+    await run.bases.remove()
     await run.recorder.record(
         events.SessionFinished(status=status, message=plain(done.message), tip=await run.merger.tip())
     )
-    await run.bases.remove()
 
 
 def _outcome(state: SessionState, error: PeriluneError | None) -> Outcome:
