@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import json
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +72,7 @@ async def test_a_tool_loop_whole_and_streamed(tmp_path: Path) -> None:
             ("functions.weather:0", "weather"),
             ("functions.weather:1", "weather"),
         ]
-        assert calls[0].function.arguments == '{"place":"Bœn"}'
+        assert json.loads(calls[0].function.arguments) == {"place": "Bœn"}
         async with ai.chat.completions.stream(model="scripted", messages=HI, tools=TOOLS) as stream:
             streamed = await stream.get_final_completion()
         again = streamed.choices[0].message.tool_calls or ()
