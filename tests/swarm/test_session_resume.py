@@ -28,6 +28,9 @@ from perilune.swarm.journal import Journal, JournalReader
 from perilune.swarm.session import Plan, drive, replay
 from perilune.swarm.state import SessionState, apply, fold
 
+SHARES = 4
+"""The events are shared out over so many tests, which may run on several cores."""
+
 
 @pytest.fixture
 def bench(tmp_path: Path) -> Bench:
@@ -84,11 +87,12 @@ async def test_the_state_of_a_run_is_the_fold_of_its_journal(bench: Bench) -> No
     assert outcome.state.seq <= 120
 
 
-async def test_a_session_survives_the_loss_of_its_process_after_every_event(bench: Bench) -> None:
+@pytest.mark.parametrize("share", range(SHARES))
+async def test_a_session_survives_the_loss_of_its_process_after_every_event(bench: Bench, share: int) -> None:
     plan = await bench.plan()
     whole = await bench.run(plan)
     wanted = tree_of(bench.repo, whole.tip)
-    for entries in range(1, whole.state.seq):
+    for entries in range(1 + share, whole.state.seq, SHARES):
         plan = await bench.plan(tokens=200_000)
         await crash_after(bench, plan, entries)
         outcome = await bench.run(plan.id)
