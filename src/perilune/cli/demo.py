@@ -117,7 +117,9 @@ async def _show_result(outcome: Outcome, house: House) -> None:
     repository = await Repository.open(Path(session.repo), base=session.base)
     stat = (await repository.must("diff", "--shortstat", session.base, outcome.tip)).decode().strip()
     lines = (await repository.diff(session.base, outcome.tip)).splitlines()
-    print(f"Diff       {stat or 'empty'}")
+    print(f"Diff       {stat or 'empty: nothing was merged'}")
+    if not stat:
+        return
     for line in lines[:SHOWN_DIFF_LINES]:
         print(f"           {line}")
     if len(lines) > SHOWN_DIFF_LINES:
