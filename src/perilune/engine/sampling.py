@@ -35,7 +35,8 @@ def choose(
     best, greedy = logits.max(dim=-1)
     tokens: list[int] = greedy.tolist()
     possible = best.tolist()
-    drawn = [row for row, s in enumerate(sequences) if s.call.temperature > 0 and finite[row]]
+    drawable = [ok and top > float("-inf") for ok, top in zip(finite, possible, strict=True)]
+    drawn = [row for row, s in enumerate(sequences) if s.call.temperature > 0 and drawable[row]]
     if drawn:
         for row, token in zip(drawn, _draw(logits[drawn], [sequences[row] for row in drawn]), strict=True):
             tokens[row] = token
