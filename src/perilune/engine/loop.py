@@ -171,7 +171,9 @@ class Engine:
 
     def _start_grammar(self, grammar: str, after_id: int | None) -> GrammarState:
         if self._grammars is None:
-            raise ConfigError("grammars need the bytes of the tokens", field="vocabulary")
+            raise ConfigError(
+                "grammars need the bytes of the tokens", field="vocabulary", mend="start the engine with them"
+            )
         return self._grammars.start(grammar, after_id)
 
     def _chunk(self, sequence: Sequence, tokens: tuple[int, ...], finish: str | None) -> Chunk:
