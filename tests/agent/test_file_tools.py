@@ -8,6 +8,7 @@ import msgspec
 import pytest
 
 from perilune.agent.profiles import bundled_profile
+from perilune.agent.sandbox import Probe, Sandbox
 from perilune.agent.tools import REGISTRY, ToolContext, ToolResult, run_tool
 from perilune.agent.tools import files as file_tools
 from perilune.agent.workspace import DirectoryWorkspace
@@ -124,3 +125,52 @@ async def test_files_over_the_limit_are_refused(tmp_path: Path) -> None:
     context = ToolContext(DirectoryWorkspace(tmp_path), small)
     call = ToolCall("id", "create", json.dumps({"path": "a", "content": "x" * 11}))
     assert (await run_tool(call, context)).content == "error: a would be larger than 10 bytes"
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        '{"path": "\\ud800.py"}',
+        '{"path": "%s"}' % ("long" * 100),
+        '{"path": "%s"}' % ("d/" * 2_000),
+        '{"path": "a\\u0000b"}',
+        '{"path": ".", "last": NaN}',
+        '{"path": ".", "first": %s}' % ("9" * 5_000),
+    ],
+)
+@pytest.mark.parametrize("name", ["view", "create"])
+async def test_what_no_file_system_takes_is_an_error_that_the_model_reads(
+    tmp_path: Path, name: str, arguments: str
+) -> None:
+    if name == "create":
+        arguments = arguments[:-1] + ', "content": "x"}'
+    result = await run_tool(ToolCall("id", name, arguments), ToolContext(DirectoryWorkspace(tmp_path), CODE))
+    assert not result.ok and result.content.startswith("error: ")
+    assert not list(tmp_path.iterdir())
+
+
+async def test_a_pattern_nested_too_deep_is_refused(tmp_path: Path) -> None:
+    result = await use(tmp_path, "grep", pattern="(" * 1_500 + ")" * 1_500)
+    assert result.content.startswith("error: the pattern is not a regular expression")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "refusal"),
+    [
+        ('{"command": "echo \\u0000"}', "NUL"),
+        ('{"command": "echo \\ud800"}', "surrogate"),
+        ('{"command": "%s"}' % (": " * 60_000), "longer than"),
+        ('{"command": "true", "timeout": NaN}', "not JSON"),
+    ],
+)
+async def test_a_command_that_the_kernel_would_not_take_is_refused(
+    tmp_path: Path, arguments: str, refusal: str
+) -> None:
+    sandbox = Sandbox(Probe("none", False, "not here"), unsandboxed=True)
+    context = ToolContext(DirectoryWorkspace(tmp_path), CODE, sandbox)
+    result = await run_tool(ToolCall("id", "bash", arguments), context)
+    assert not result.ok and refusal in result.content
+    endless = await run_tool(
+        ToolCall("id", "bash", '{"command": "true", "timeout": %s}' % ("9" * 400)), context
+    )
+    assert endless.ok

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NoReturn
 
 import msgspec
 
@@ -33,7 +33,7 @@ def check_call(profile: Profile, call: ToolCall) -> Mapping[str, Any] | Refusal:
     if tool is None:
         return Refusal(f"error: no tool {call.name}")
     try:
-        arguments = json.loads(call.arguments or "{}")
+        arguments = json.loads(call.arguments or "{}", parse_constant=_no_number)
     except (ValueError, RecursionError):
         return Refusal("error: arguments are not JSON")
     if not isinstance(arguments, dict):
@@ -67,6 +67,11 @@ def same_call(call: ToolCall) -> str:
     except (ValueError, RecursionError):
         arguments = call.arguments
     return f"{call.name} {arguments}"
+
+
+def _no_number(word: str) -> NoReturn:
+    """NaN and the infinities are no JSON, though Python reads them."""
+    raise ValueError(word)
 
 
 def _is(value: object, expected: object) -> bool:

@@ -15,6 +15,8 @@ from pathlib import Path, PurePosixPath
 from typing import Protocol
 
 SKIPPED_FOLDERS = frozenset({".git", "__pycache__", "node_modules", ".venv", ".mypy_cache", ".pytest_cache"})
+LONGEST_NAME, LONGEST_PATH, DEEPEST = 255, 1_000, 100
+"""Bytes, bytes and folders: what every file system takes, below any folder, and no recursion minds."""
 
 
 class PathRefused(Exception):
@@ -62,6 +64,12 @@ def clean_path(path: str) -> str:
     """`a/./b` -> `a/b`. Raises PathRefused for what can never be inside a workspace."""
     if not path or "\0" in path:
         raise PathRefused("a path is needed")
+    try:
+        names = path.encode().split(b"/")
+    except UnicodeEncodeError:
+        raise PathRefused("the path holds half of a surrogate pair") from None
+    if len(path.encode()) > LONGEST_PATH or max(map(len, names)) > LONGEST_NAME or len(names) > DEEPEST:
+        raise PathRefused(f"{path[:40]}... is too long for a path")
     if path.startswith(("/", "~")) or "\\" in path:
         raise PathRefused(f"{path} is not a relative path")
     parts = [part for part in PurePosixPath(path).parts if part != "."]

@@ -77,7 +77,7 @@ async def grep(arguments: Mapping[str, Any], context: ToolContext) -> ToolResult
     """Lines that match a regular expression, as `PATH:LINE: text`."""
     try:
         pattern = regex.compile(str(arguments["pattern"]))
-    except regex.error as error:
+    except (regex.error, RecursionError) as error:
         return failed(f"the pattern is not a regular expression: {error}")
     glob = str(arguments.get("glob") or "*")
     try:

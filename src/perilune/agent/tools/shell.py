@@ -11,16 +11,21 @@ from perilune.agent.tools.context import ToolContext, ToolResult, failed
 
 _ANSI = re.compile(r"\x1b(?:\[[0-?]*[ -/]*[@-~]|\][^\x07\x1b]*(?:\x07|\x1b\\))")
 
+LONGEST_COMMAND = 100_000
+"""In bytes; the kernel takes no single argument above 128 KiB."""
+
 
 async def bash(arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
     """One fresh shell in the workspace. Raises SandboxError when it cannot be isolated."""
     if context.sandbox is None:
         return failed("this agent has no shell")
-    limits = context.limits
-    asked = float(arguments.get("timeout") or limits.command_seconds)
-    seconds = min(max(asked, 1.0), limits.command_seconds)
+    command, limits = str(arguments["command"]), context.limits
+    refused = _cannot_run(command)
+    if refused is not None:
+        return failed(refused)
+    seconds = float(min(max(arguments.get("timeout") or limits.command_seconds, 1), limits.command_seconds))
     result = await context.sandbox.run(
-        ("bash", "-c", str(arguments["command"])),
+        ("bash", "-c", command),
         context.workspace.view,
         ProcessLimits(
             seconds=seconds,
@@ -37,6 +42,19 @@ async def bash(arguments: Mapping[str, Any], context: ToolContext) -> ToolResult
         ok=result.exit_code == 0 and not result.timed_out,
         mutated=True,
     )
+
+
+def _cannot_run(command: str) -> str | None:
+    """Why the kernel would not take this command; None when it would."""
+    if "\0" in command:
+        return "the command holds a NUL character"
+    try:
+        size = len(command.encode())
+    except UnicodeEncodeError:
+        return "the command holds half of a surrogate pair"
+    if size > LONGEST_COMMAND:
+        return f"the command is longer than {LONGEST_COMMAND} bytes; create a file and run that"
+    return None
 
 
 async def submit(arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
