@@ -165,6 +165,20 @@ async def test_a_huge_body_is_refused_before_it_is_read(
             writer.transport.abort()
 
 
+async def test_a_body_that_dawdles_is_given_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(http, "BODY_S", 0.1)
+    async with serving(tmp_path, talker()) as api:
+        host, port = api.root.removeprefix("http://").split(":")
+        reader, writer = await asyncio.open_connection(host, int(port))
+        head = f"POST {CHAT} HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {api.key}\r\n"
+        writer.write(f"{head}Content-Length: 9\r\n\r\n{{".encode())
+        answer = await asyncio.wait_for(reader.read(), 20)  # to the end: the connection is closed
+        writer.close()
+        assert answer.split()[1] == b"408"
+        assert b"invalid_request_error" in answer
+        assert api.rows() == []
+
+
 # ---- clients that leave
 
 

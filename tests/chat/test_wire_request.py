@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from perilune.chat.declaration import declare
 from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall
 from perilune.chat.wire import decode_request, encode_request
 from perilune.errors import InputError, UnsupportedInput
@@ -279,6 +280,33 @@ def test_a_bad_field_is_named(fields: dict[str, Any], field: str, words: str) ->
 def test_a_body_that_is_no_request_is_an_input_error(body: bytes) -> None:
     with pytest.raises(InputError):
         decode_request(body)
+
+
+def nested(levels: int) -> dict[str, Any]:
+    schema: dict[str, Any] = {"type": "string"}
+    for _ in range(levels):
+        schema = {"type": "object", "properties": {"a": schema}}
+    return schema
+
+
+def test_what_is_nested_without_end_is_refused_before_anyone_walks_it() -> None:
+    calls = [{"id": "c", "function": {"name": "f", "arguments": nested(300)}}]
+    for fields, field in (
+        ({"tools": [{"function": {"name": "f", "parameters": nested(300)}}]}, "tools[0].function.parameters"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"name": "x", "schema": nested(300)}}},
+            "response_format.json_schema.schema",
+        ),
+        (
+            {"messages": [{"role": "assistant", "tool_calls": calls}]},
+            "messages[0].tool_calls[0].function.arguments",
+        ),
+    ):
+        with pytest.raises(InputError, match="nested deeper") as error:
+            decode(**fields)
+        assert error.value.field == field
+    deep = decode(tools=[{"function": {"name": "f", "parameters": nested(30)}}])
+    assert declare(deep.tools).count("a?:") == 30
 
 
 def test_unsupported_is_said_to_be_so() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
 
 import msgspec
@@ -12,7 +13,11 @@ from perilune.errors import InsufficientBalance, InvalidKey, PeriluneError
 
 MAX_BODY_BYTES = 100 * 1024 * 1024
 """The hosted API's limit."""
+BODY_S = 300
+"""How long a client may take to send its body."""
 JSON = b"application/json"
+CLOSE = {"connection": "close"}
+"""For refusals of a body that was not read: its rest would be taken for the next request."""
 
 Headers = list[tuple[bytes, bytes]]
 
@@ -31,13 +36,24 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 async def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. Raises HTTPException for a type that is not JSON or a body over the limit."""
+    """The whole body. Raises HTTPException for a type that is not JSON or a body over the limit of size
+    or time."""
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
     length = header(scope, b"content-length")
     if length.isdigit() and int(length) > limit:
         raise _too_large(limit)
+    try:
+        async with asyncio.timeout(BODY_S):
+            return await _read(receive, limit)
+    except TimeoutError:
+        raise HTTPException(
+            408, f"the body took longer than {BODY_S} s to arrive (send it faster)", headers=CLOSE
+        ) from None
+
+
+async def _read(receive: Receive, limit: int) -> bytes:
     parts: list[bytes] = []
     size = 0
     more = True
@@ -55,10 +71,7 @@ async def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_B
 
 
 def _too_large(limit: int) -> HTTPException:
-    # The connection is closed: its unread rest would be taken for the next request.
-    return HTTPException(
-        413, f"the body is larger than {limit} bytes (send less)", headers={"connection": "close"}
-    )
+    return HTTPException(413, f"the body is larger than {limit} bytes (send less)", headers=CLOSE)
 
 
 async def send_json(send: Send, body: object, status: int = 200, headers: Headers | None = None) -> None:

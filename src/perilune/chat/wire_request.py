@@ -28,6 +28,8 @@ from perilune.errors import InputError, UnsupportedInput
 MAX_TOOLS = 128
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
+MAX_DEPTH = 64
+"""Objects and lists within each other, in schemas and arguments. The hosted API takes schemas 30 deep."""
 TOOL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 THINKING_OFF = 'send "thinking": {"type": "disabled"} with it'
 
@@ -222,6 +224,7 @@ class _History:
             self._count += 1
             self._open[call.id] = canonical
             arguments = call.function.arguments
+            _check_depth(arguments, f"{where}.tool_calls[{place}].function.arguments")
             text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
             calls.append(ToolCall(canonical, call.function.name, text))
         return tuple(calls)
@@ -324,6 +327,7 @@ def _tool(field: ToolField, where: str) -> Tool:
             field=f"{where}.function.parameters.type",
             mend="wrap the arguments in an object",
         )
+    _check_depth(parameters, f"{where}.function.parameters")
     return Tool(
         name=function.name,
         description=function.description or "",
@@ -417,4 +421,22 @@ def _json_schema(call: CallBody) -> dict[str, object] | None:
         return {}
     if form.json_schema is None:
         raise InputError("is required", field="response_format.json_schema", mend="add it")
+    _check_depth(form.json_schema.schema, "response_format.json_schema.schema")
     return form.json_schema.schema
+
+
+def _check_depth(value: object, where: str) -> None:
+    """Whoever walks the value later may do so by recursion."""
+    level: list[object] = [value]
+    for _ in range(MAX_DEPTH):
+        level = [
+            inner
+            for value in level
+            for inner in (
+                value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
+            )
+            if isinstance(inner, dict | list)
+        ]
+        if not level:
+            return
+    raise InputError(f"is nested deeper than {MAX_DEPTH}", field=where, mend="flatten it")
