@@ -74,6 +74,9 @@ class Strange:
     async def models(self) -> tuple[ModelEntry, ...]:
         return (scripted_entry(),)
 
+    async def ready(self) -> None:
+        return None
+
     async def count_tokens(self, request: Request) -> int | None:
         return 7
 

@@ -312,6 +312,11 @@ class Down(Strange):
         raise EngineGone("pid 4711 died")
 
 
+class Restarting(Strange):
+    async def ready(self) -> None:
+        raise EngineGone("pid 4711 died")
+
+
 class Empty(Strange):
     async def models(self) -> tuple[ModelEntry, ...]:
         return ()
@@ -319,7 +324,12 @@ class Empty(Strange):
 
 @pytest.mark.parametrize(
     ("backend", "status", "reason"),
-    [(talker(), 200, None), (Down(), 503, "engine_gone"), (Empty(), 503, "no model")],
+    [
+        (talker(), 200, None),
+        (Down(), 503, "engine_gone"),
+        (Restarting(), 503, "engine_gone"),
+        (Empty(), 503, "no model"),
+    ],
 )
 async def test_ready_only_when_the_model_answers(
     tmp_path: Path, web: aiohttp.ClientSession, backend: Any, status: int, reason: str | None

@@ -232,11 +232,55 @@ async def test_a_dead_engine_fails_its_calls_and_the_next_call_starts_another(fo
             events.append(event)
     assert not any(isinstance(event, Finished) for event in events)
     answers = await asyncio.gather(*(run(backend) for _ in range(3)))
-    assert (await backend.client()).pid != first
+    second = (await backend.client()).pid
+    assert second != first
+    await backend.ready()
+    os.kill(second, signal.SIGKILL)
+    await unready(backend)
+    while True:  # nobody calls, yet it comes back
+        try:
+            await backend.ready()
+            break
+        except EngineGone:
+            await asyncio.sleep(0.05)
+    assert (await backend.client()).pid not in (first, second)
     assert answers[0].message == answers[2].message
     await backend.close()
     with pytest.raises(EngineGone):
         await run(backend)
+
+
+async def unready(backend: EmbeddedBackend) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                await backend.ready()
+            except EngineGone:
+                return
+            await asyncio.sleep(0.01)
+
+
+async def test_a_context_that_the_cache_cannot_hold_is_not_promised(folder: Path, tmp_path: Path) -> None:
+    for path in folder.iterdir():
+        if path.name != "perilune.json":
+            (tmp_path / path.name).symlink_to(path)
+    settings = Settings(home=tmp_path, checkpoint=str(tmp_path), threads=1, cache_tokens=256)
+    backend = await EmbeddedBackend.start(settings)
+    try:
+        [entry] = await backend.models()
+        assert (entry.context_length, entry.max_output_tokens) == (256, 256)
+        usage = (await run(backend, max_tokens=None)).usage
+        assert usage.prompt_tokens + usage.completion_tokens <= 256
+    finally:
+        await backend.close()
+
+
+async def test_a_prompt_is_kept_from_counting_to_its_call_and_no_longer(backend: EmbeddedBackend) -> None:
+    request = plain(messages=(Message(role="user", content="Count me"),))
+    assert await backend.count_tokens(request)
+    assert request.messages in [kept.request.messages for kept in backend._prompts.values()]
+    await complete(backend, request)
+    assert request.messages not in [kept.request.messages for kept in backend._prompts.values()]
 
 
 async def test_other_weights_than_the_card_names_are_refused(folder: Path, tmp_path: Path) -> None:

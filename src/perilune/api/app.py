@@ -44,7 +44,7 @@ def doors(settings: Settings, backend: Backend, accounts: Accounts) -> tuple[Doo
         Door("GET", "/v1/models", "chat", ListModels(catalogue)),
         Door("GET", "/v1/models/{id:path}", "chat", OneModel(catalogue)),
         Door("GET", "/healthz", "nothing", health),
-        Door("GET", "/readyz", "nothing", Ready(backend, settings)),
+        Door("GET", "/readyz", "nothing", Ready(backend)),
     )
 
 

@@ -51,6 +51,10 @@ class Backend(Protocol):
         BackendInterrupted) after it; InputError for a request it cannot express."""
         ...
 
+    async def ready(self) -> None:
+        """Raises BackendError or EngineError when no call would succeed just now. Cheap to ask often."""
+        ...
+
     async def count_tokens(self, request: Request) -> int | None:
         """Prompt tokens of the request, or None when the backend cannot know without calling."""
         ...

@@ -7,6 +7,7 @@ then fail with EngineGone. The engine's client and this file need no torch, only
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
@@ -14,7 +15,14 @@ from typing import NamedTuple, Self, cast
 
 from perilune.backends.base import ModelEntry
 from perilune.backends.grammar import TOOL_MARKERS, callable_tools, grammar_of
-from perilune.backends.served import Sampling, Served, effective_sampling, model_folder, served_model
+from perilune.backends.served import (
+    Sampling,
+    Served,
+    effective_sampling,
+    model_folder,
+    served_model,
+    within_context,
+)
 from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, TextPart, Usage
 from perilune.chat.parsing import StreamParser
 from perilune.chat.stops import StopFilter
@@ -22,12 +30,21 @@ from perilune.chat.template import next_call_index, prompt_ids, starts_thinking
 from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
 from perilune.engine.client import EngineClient
 from perilune.engine.protocol import Chunk, EngineOptions, Stats, Vocabulary
-from perilune.errors import CheckpointError, ContextTooLong, InputError, UnsupportedInput
+from perilune.errors import (
+    CheckpointError,
+    ContextTooLong,
+    EngineGone,
+    InputError,
+    PeriluneError,
+    UnsupportedInput,
+)
 from perilune.model.config import load_config
 from perilune.settings import Settings
 
+log = logging.getLogger("perilune.engine")
+
 KEPT_PROMPTS = 64
-"""Prompts kept between counting their tokens and sending them."""
+"""Prompts kept between counting their tokens and sending them, after which they are let go."""
 LONG_PROMPT = 50_000
 """Characters from which a prompt is tokenised in a thread, for other calls must not wait."""
 
@@ -46,6 +63,7 @@ class EmbeddedBackend:
         )
         self._client: EngineClient | None = None
         self._starting = asyncio.Lock()
+        self._reviving: asyncio.Task[None] | None = None
         self._closed = False
         self._prompts: OrderedDict[int, _Prompt] = OrderedDict()
 
@@ -73,7 +91,26 @@ class EmbeddedBackend:
 
     async def count_tokens(self, request: Request) -> int | None:
         _refuse_media(request)
-        return len(await self._prompt(request))
+        ids = await self._prompt(request)
+        self._prompts[id(request.messages)] = _Prompt(request, ids)
+        if len(self._prompts) > KEPT_PROMPTS:
+            self._prompts.popitem(last=False)
+        return len(ids)
+
+    async def ready(self) -> None:
+        """Raises EngineGone while there is no living engine, and has it started again: where traffic comes
+        only to a ready server, no call would."""
+        if self._client is None or not self._client.gone:
+            return
+        if not self._closed and (self._reviving is None or self._reviving.done()):
+            self._reviving = asyncio.create_task(self._revive(), name="engine restart")
+        raise EngineGone("the engine process ended", mend="it is being started again")
+
+    async def _revive(self) -> None:
+        try:
+            await self.client()
+        except PeriluneError as error:
+            log.warning("the engine could not be started again: %s", error)
 
     async def stats(self) -> Stats:
         """The engine's counters. Raises EngineGone."""
@@ -82,6 +119,9 @@ class EmbeddedBackend:
     async def close(self) -> None:
         """End the engine; calls that are open fail with EngineGone."""
         self._closed = True
+        if self._reviving is not None:
+            self._reviving.cancel()
+            await asyncio.wait({self._reviving})
         async with self._starting:
             if self._client is not None:
                 await self._client.close()
@@ -94,6 +134,7 @@ class EmbeddedBackend:
                     await self._client.close()
                 self._client = await EngineClient.start(self._options, self._vocabulary)
                 await self._check_hash(self._client)
+                self.served = within_context(self.served, self._client.ready.max_context)
             return self._client
 
     async def _check_hash(self, client: EngineClient) -> None:
@@ -117,18 +158,13 @@ class EmbeddedBackend:
             yield event
 
     async def _prompt(self, request: Request) -> list[int]:
-        """The request's prompt. Metering asks for it just before the call: it is made once."""
-        kept = self._prompts.get(id(request.messages))
+        """The request's prompt. Metering counts it just before the call: it is made once."""
+        kept = self._prompts.pop(id(request.messages), None)
         if kept is not None and kept.is_of(request):
             return kept.ids
         if _characters(request.messages) > LONG_PROMPT:
-            ids = await asyncio.to_thread(prompt_ids, request, self.tokenizer)
-        else:
-            ids = prompt_ids(request, self.tokenizer)
-        self._prompts[id(request.messages)] = _Prompt(request, ids)
-        if len(self._prompts) > KEPT_PROMPTS:
-            self._prompts.popitem(last=False)
-        return ids
+            return await asyncio.to_thread(prompt_ids, request, self.tokenizer)
+        return prompt_ids(request, self.tokenizer)
 
 
 class _Prompt(NamedTuple):
@@ -277,5 +313,9 @@ def _refuse_media(request: Request) -> None:
 
 
 def _characters(messages: Sequence[Message]) -> int:
-    texts = (message.content if isinstance(message.content, str) else "" for message in messages)
-    return sum(len(text) for text in texts)
+    total = 0
+    for message in messages:
+        parts = (message.content,) if isinstance(message.content, str) else message.content or ()
+        total += sum(len(part if isinstance(part, str) else getattr(part, "text", "")) for part in parts)
+        total += len(message.reasoning or "") + sum(len(call.arguments) for call in message.tool_calls)
+    return total

@@ -108,6 +108,9 @@ class FaultyBackend:
             async for event in stream:
                 yield event
 
+    async def ready(self) -> None:
+        await self._inner.ready()
+
     async def count_tokens(self, request: Request) -> int | None:
         return await self._inner.count_tokens(request)
 

@@ -118,6 +118,9 @@ class MeteredBackend:
         price = self._accounts.prices
         return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most))
 
+    async def ready(self) -> None:
+        await self._inner.ready()
+
     async def count_tokens(self, request: Request) -> int | None:
         return await self._inner.count_tokens(request)
 

@@ -36,6 +36,10 @@ class Router:
             async for event in stream:
                 yield event
 
+    async def ready(self) -> None:
+        for backend in self._backends:
+            await backend.ready()
+
     async def count_tokens(self, request: Request) -> int | None:
         entry, backend = await self._route(request.model)
         return await backend.count_tokens(msgspec.structs.replace(request, model=entry.id))

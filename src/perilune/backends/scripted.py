@@ -101,6 +101,9 @@ class ScriptedBackend:
         for event in events_of(completion, self._chunk):
             yield event
 
+    async def ready(self) -> None:
+        return None
+
     async def count_tokens(self, request: Request) -> int | None:
         return prompt_tokens(request)
 

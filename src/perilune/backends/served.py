@@ -83,6 +83,17 @@ def served_model(settings: Settings, folder: Path, longest: int) -> Served:
     return Served(folder, entry, card.content_hash, card.profiles)
 
 
+def within_context(served: Served, context: int) -> Served:
+    """The same model where no call may be longer than `context` tokens: what the engine has room for."""
+    entry = served.entry
+    fitted = msgspec.structs.replace(
+        entry,
+        context_length=min(entry.context_length, context),
+        max_output_tokens=min(entry.max_output_tokens, context),
+    )
+    return msgspec.structs.replace(served, entry=fitted)
+
+
 def bundled_folder() -> Path:
     """Where perilune-nano lies in an installation."""
     return Path(perilune.__file__).parent / BUNDLED

@@ -13,6 +13,7 @@ import asyncio
 import logging
 import random
 import re
+import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
 from dataclasses import dataclass, replace
@@ -34,10 +35,11 @@ from perilune.backends.endpoint import (
     refusal,
     web_page,
 )
-from perilune.backends.listing import entry_from
+from perilune.backends.listing import entry_from, list_models
 from perilune.chat.messages import Completion, Event, Finished, Request
 from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion, encode_request
 from perilune.errors import (
+    BackendAuth,
     BackendError,
     BackendInterrupted,
     BackendRateLimited,
@@ -55,6 +57,9 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 20.0
 LONGEST_RETRY_AFTER_S = 60.0
 """An endpoint that asks for more patience than this is reported, not waited for."""
+LOOK_TIMEOUT_S = 5.0
+LOOK_EVERY_S = 5.0
+"""However often we are asked whether we are ready, the endpoint is not asked more often than this."""
 
 OPTIONAL_FIELDS = (
     "chat_template_kwargs",
@@ -120,6 +125,9 @@ class UpstreamBackend:
         self._sleep = sleep
         self._chance = chance
         self._session: aiohttp.ClientSession | None = None
+        self._looking = asyncio.Lock()
+        self._looked = float("-inf")
+        self._unready: BackendError | None = None
 
     @classmethod
     async def open(cls, settings: Settings) -> UpstreamBackend:
@@ -144,6 +152,26 @@ class UpstreamBackend:
         finally:
             # Not merely back to the pool: an answer that is not read to its end must stop at the endpoint.
             response.close()
+
+    async def ready(self) -> None:
+        """Raises BackendUnreachable or BackendAuth as a look at the endpoint found, now or a moment ago. Any
+        other answer shows that it is there: an endpoint need not list its models."""
+        async with self._looking:
+            if time.monotonic() - self._looked >= LOOK_EVERY_S:
+                self._unready = await self._look()
+                self._looked = time.monotonic()
+        if self._unready is not None:
+            raise self._unready
+
+    async def _look(self) -> BackendError | None:
+        async with new_session(LOOK_TIMEOUT_S) as session:
+            try:
+                await list_models(session, self.url, self._headers, LOOK_TIMEOUT_S)
+            except (BackendUnreachable, BackendAuth) as error:
+                return error
+            except BackendError:
+                return None
+        return None
 
     async def count_tokens(self, request: Request) -> int | None:
         """The endpoint's tokenizer is not ours to know."""
