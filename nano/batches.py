@@ -39,17 +39,19 @@ class Stage:
 
     until: float
     longest: int
+    bare: float
+    """Share of traces without their tool declarations: more choices to learn per token."""
     mix: Mapping[str, float]
 
 
+DENSE = {"rename": 0.30, "rename-one": 0.34, "opening": 0.20, "round": 0.10, "ending": 0.06}
+WHOLE = {"rename": 0.42, "rename-one": 0.18, "opening": 0.18, "round": 0.14, "ending": 0.08}
+
 STAGES = (
-    Stage(0.08, 512, {"rename-one": 0.5, "rename": 0.2, "opening": 0.3}),
-    Stage(0.18, 832, {"rename-one": 0.2, "rename": 0.4, "opening": 0.25, "ending": 0.15}),
-    Stage(
-        1.01,
-        LONGEST,
-        {"rename": 0.42, "rename-one": 0.16, "opening": 0.20, "round": 0.14, "ending": 0.08},
-    ),
+    Stage(0.08, 512, 0.8, {"rename-one": 0.5, "rename": 0.2, "opening": 0.3}),
+    Stage(0.18, 832, 0.8, {"rename-one": 0.2, "rename": 0.4, "opening": 0.25, "ending": 0.15}),
+    Stage(0.88, LONGEST, 0.8, DENSE),
+    Stage(1.01, LONGEST, 0.2, WHOLE),
 )
 
 
@@ -85,7 +87,9 @@ class Batches:
         samples: list[Sample] = []
         while sum(len(ids) for ids, _ in samples) < TOKENS * POOL:
             (kind,) = rng.choices(list(stage.mix), list(stage.mix.values()))
-            for ids, weights in map(self._encoder, MAKERS[kind](self._pool, rng)):
+            bare = rng.random() < stage.bare
+            for trace in MAKERS[kind](self._pool, rng):
+                ids, weights = self._encoder(trace, bare=bare)
                 if len(ids) <= stage.longest and any(weights):
                     samples.append((ids, weights))
         samples.sort(key=lambda sample: -len(sample[0]))

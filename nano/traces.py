@@ -130,10 +130,11 @@ class Encoder:
         (token,) = self._tokenizer.encode(text)
         return token
 
-    def __call__(self, trace: Trace) -> tuple[list[int], list[float]]:
-        pieces = render(
-            trace.messages, trace.state.profile.tools, thinking=trace.state.profile.thinking, generate=False
-        )
+    def __call__(self, trace: Trace, *, bare: bool = False) -> tuple[list[int], list[float]]:
+        """`bare` leaves the tool declarations out: a third of a short trace, and always the same."""
+        profile = trace.state.profile
+        tools = () if bare else profile.tools
+        pieces = render(trace.messages, tools, thinking=profile.thinking, generate=False)
         ids = encode(pieces, self._tokenizer)
         weights = [0.0] * len(ids)
         for (start, end), trained in zip(self._spans(ids), trace.trained, strict=True):
