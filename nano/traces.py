@@ -123,8 +123,9 @@ class Encoder:
         self._arguments = special(CALL_ARGUMENTS)
         self._colon, self._open = self._one('":'), self._one(' "')
         self._space, self._dot = self._one(" "), self._one(".")
+        self._digits = {self._one(digit) for digit in "0123456789"}
         self._closers = {self._one('",'), self._one('"}')}
-        self._prompt_key = tokenizer.encode("system_prompt")
+        self._name, self._prompt, self._join = self._one("name"), self._one("prompt"), self._one("_")
 
     def _one(self, text: str) -> int:
         (token,) = self._tokenizer.encode(text)
@@ -155,28 +156,32 @@ class Encoder:
             yield start, place
 
     def _weigh(self, ids: list[int], weights: list[float], start: int, end: int) -> None:
-        """Choices weigh more than spelling: where a call, a value or the end begins, where a name ends,
-        and all of the instructions given to a sub-agent."""
-        inside_prompt = False
+        """Choices weigh more than spelling: where a call, a value or the end begins, and all of a
+        number or name: the old name may begin the new one, so each token decides whether to end."""
+        inside_name = in_number = False
         for at in range(start, end):
             before, two = ids[at - 1], ids[at - 2]
-            begins_value = (before == self._open and two == self._colon) or (
-                before == self._space and two == self._colon
-            )
+            begins_text = before == self._open and two == self._colon
+            begins_number = before == self._space and two == self._colon
+            in_number = ids[at] in self._digits and (in_number or begins_number)
             chosen = (
                 at == start
                 or before in self._after
-                or begins_value
+                or begins_text
+                or in_number
                 or ids[at] in self._closers
                 or (before == self._dot and ids[at - 3] == self._after_begin(ids, at))
             )
-            weights[at] = DECISION if chosen or inside_prompt else ORDINARY
-            if before == self._open and two == self._colon:
-                width = len(self._prompt_key)
-                inside_prompt = ids[at - 2 - width : at - 2] == self._prompt_key
-                weights[at] = DECISION
-            elif ids[at] in self._closers:
-                inside_prompt = False
+            if begins_text:
+                inside_name = self._holds_names(ids, at - 3)
+            weights[at] = DECISION if chosen or inside_name else ORDINARY
+            if ids[at] in self._closers:
+                inside_name = False
+
+    def _holds_names(self, ids: list[int], last: int) -> bool:
+        """Whether the key that ends at `last` is `name`, `old_name`, `new_name` or `system_prompt`."""
+        key = ids[last]
+        return key == self._name or (key == self._prompt and ids[last - 1] == self._join)
 
     def _after_begin(self, ids: list[int], at: int) -> int:
         """The id that stands before `functions.` where `at` is the first token of a tool's name."""
