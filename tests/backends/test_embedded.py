@@ -7,6 +7,7 @@ import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
 from pathlib import Path
+from typing import Any
 
 import msgspec
 import pytest
@@ -14,6 +15,7 @@ import pytest_asyncio
 
 from perilune.backends.base import complete
 from perilune.backends.embedded import EmbeddedBackend
+from perilune.backends.grammar import TOOL_MARKERS
 from perilune.backends.served import effective_sampling, model_folder, served_model
 from perilune.chat.messages import (
     Completion,
@@ -26,6 +28,8 @@ from perilune.chat.messages import (
     ToolCall,
 )
 from perilune.chat.template import prompt_ids
+from perilune.engine.client import EngineClient
+from perilune.engine.protocol import Chunk
 from perilune.errors import (
     CheckpointError,
     ContextTooLong,
@@ -144,8 +148,10 @@ async def test_a_schema_that_no_grammar_can_hold_is_let_go(backend: EmbeddedBack
     fields = {"tools": (Tool(name="odd", parameters=odd),), "tool_choice": "required", "max_tokens": 40}
     answer = await run(backend, **fields)
     assert answer.message.tool_calls[0].name == "odd"
-    with pytest.raises(InputError, match="grammar"):
-        await run(backend, json_schema=odd)
+    for tools in ((), (Tool(name="odd", parameters=odd),)):
+        with pytest.raises(InputError, match="cannot be enforced") as error:
+            await run(backend, json_schema=odd, tools=tools)
+        assert error.value.field == "response_format.json_schema.schema"
 
 
 async def test_thinking_is_separate_and_ends_at_its_budget(backend: EmbeddedBackend) -> None:
@@ -175,6 +181,22 @@ async def test_a_grammar_waits_for_the_end_of_thinking(backend: EmbeddedBackend)
     assert json.loads(answer.message.tool_calls[0].arguments)["path"] == "a.py"
 
 
+async def test_no_call_begins_inside_the_thinking(
+    backend: EmbeddedBackend, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[Any] = []
+    generate = EngineClient.generate
+
+    def spy(client: EngineClient, **options: Any) -> AsyncIterator[Chunk]:
+        asked.append(options)
+        return generate(client, **options)
+
+    monkeypatch.setattr(EngineClient, "generate", spy)
+    await run(backend, thinking=True, thinking_budget=2, tools=(SEARCH,), max_tokens=4)
+    markers = tuple(backend.tokenizer.special(name) for name in TOOL_MARKERS)
+    assert [options["grammar_only_ids"] for options in asked] == [markers, ()]
+
+
 async def test_stop_strings_end_the_text(backend: EmbeddedBackend) -> None:
     text = str((await run(backend)).message.content)
     stop = text[4:7]
@@ -186,7 +208,9 @@ async def test_stop_strings_end_the_text(backend: EmbeddedBackend) -> None:
 
 async def test_too_long_a_prompt_is_refused_and_max_tokens_is_fitted(backend: EmbeddedBackend) -> None:
     long = (Message(role="user", content="x" * CONTEXT),)
-    with pytest.raises(ContextTooLong, match=r"messages: 6\d\d tokens leave no room.*600") as error:
+    with pytest.raises(
+        ContextTooLong, match=r"messages: .*exceeded model token limit: 600 \(requested: 6\d\d\)"
+    ) as error:
         await run(backend, messages=long)
     assert error.value.http_status == 400
     nearly = (Message(role="user", content="x" * (CONTEXT - 50)),)

@@ -1,4 +1,4 @@
-"""A grammar and banned ids that leave nothing to sample fail their own call, never their neighbours."""
+"""Grammars and banned ids together: dead ends, and what must wait for the grammar."""
 
 import pytest
 import torch
@@ -32,3 +32,16 @@ def test_nothing_left_to_sample_is_an_error_of_that_call(temperature: float, top
     error, token = choose(torch.zeros(2, EOS + 1), [stuck, free], grammars)
     assert isinstance(error, InputError)
     assert token == ord("a")
+
+
+def test_what_belongs_to_the_grammar_waits_for_its_start() -> None:
+    grammars = Grammars(VOCABULARY, EOS + 1, threads=1)
+    marker, start, other = ord("m"), ord("s"), ord("o")
+    call = Generate(id=1, prompt=(1,), max_tokens=5, grammar_only_ids=(marker,))
+    opened = open_sequence(call, EOS + 1, 100)
+    opened.grammar = grammars.start('start: "m"', start)
+    liked = torch.zeros(1, EOS + 1)
+    liked[0, [marker, other]] = torch.tensor([9.0, 8.0])
+    assert choose(liked.clone(), [opened], grammars) == [other]
+    opened.grammar.accept(start)
+    assert choose(liked.clone(), [opened], grammars) == [marker]

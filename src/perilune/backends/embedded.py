@@ -207,8 +207,9 @@ class _Call:
         self._stops = StopFilter(request.stop)
         self._produced: list[int] = []
         self._cached = 0
-        banned = [THINK, *(() if self._thinking else (END_THINK,)), *(() if has_tools else TOOL_MARKERS)]
-        self._banned = (*tokenizer.never_sampled, *(tokenizer.special(name) for name in banned))
+        self._markers = tuple(tokenizer.special(name) for name in TOOL_MARKERS)
+        banned = [tokenizer.special(name) for name in (THINK, *(() if self._thinking else (END_THINK,)))]
+        self._banned = (*tokenizer.never_sampled, *banned, *(() if has_tools else self._markers))
 
     async def events(self) -> AsyncIterator[Event]:
         finish = "stop"
@@ -255,8 +256,8 @@ class _Call:
                 yield chunk
 
     async def _generate(self, thinking: bool) -> AsyncGenerator[Chunk, None]:
-        """Chunks from where the call stands. A tool's schema that the grammar cannot hold is let go."""
-        can_loosen = self._request.json_schema is None and bool(self._request.tools)
+        """Chunks from where the call stands. A tool's schema that the grammar cannot hold is let go; one of
+        the answer is not."""
         for strict in (True, False):
             arrived = False
             try:
@@ -267,9 +268,16 @@ class _Call:
                         arrived = True
                         yield chunk
                 return
-            except InputError:
-                if arrived or not strict or not can_loosen:
+            except InputError as error:
+                if strict and self._request.tools and not arrived:
+                    continue
+                if arrived or error.field != "grammar" or self._request.json_schema is None:
                     raise
+                raise InputError(
+                    f"cannot be enforced: {error.message}",
+                    field="response_format.json_schema.schema",
+                    mend="leave out what is named here",
+                ) from error
 
     async def _open(self, thinking: bool, strict: bool) -> AsyncGenerator[Chunk, None]:
         client = await self._backend.client()
@@ -284,6 +292,7 @@ class _Call:
             banned_ids=self._banned,
             grammar=grammar,
             grammar_after_id=self._end_think if thinking and grammar is not None else None,
+            grammar_only_ids=self._markers if thinking else (),
             cache_salt=self._request.cache_salt,
         )
         return cast(AsyncGenerator[Chunk, None], chunks)
@@ -294,7 +303,8 @@ def _room(request: Request, prompt_tokens: int, entry: ModelEntry) -> int:
     room = entry.context_length - prompt_tokens
     if room < 1:
         raise ContextTooLong(
-            f"{prompt_tokens} tokens leave no room in the model's context of {entry.context_length}",
+            "Your request exceeded model token limit: "  # what agents look for to shorten it
+            f"{entry.context_length} (requested: {prompt_tokens + 1})",
             field="messages",
             mend="shorten the conversation",
         )

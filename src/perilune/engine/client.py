@@ -121,6 +121,7 @@ class EngineClient:
         banned_ids: Sequence[int] = (),
         grammar: str | None = None,
         grammar_after_id: int | None = None,
+        grammar_only_ids: Sequence[int] = (),
         cache_salt: str = "",
     ) -> AsyncIterator[Chunk]:
         """Chunks as they are sampled, the last one with `finish`. Closing the iterator aborts the call.
@@ -139,6 +140,7 @@ class EngineClient:
             banned_ids=tuple(banned_ids),
             grammar=grammar,
             grammar_after_id=grammar_after_id,
+            grammar_only_ids=tuple(grammar_only_ids),
             cache_salt=cache_salt,
         )
         arrived: asyncio.Queue[Chunk | PeriluneError] = asyncio.Queue()

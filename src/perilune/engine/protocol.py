@@ -60,6 +60,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     """Lark grammar in llguidance's dialect over token ids and text."""
     grammar_after_id: int | None = None
     """Start the grammar only after this id was generated (`</think>`)."""
+    grammar_only_ids: tuple[int, ...] = ()
+    """Not sampled before the grammar has started (call markers): what they begin would escape it."""
     cache_salt: str = ""
 
 

@@ -56,8 +56,8 @@ def _token_or_error(token: int, finite: bool, best: float) -> int | PeriluneErro
 def _ban(logits: Tensor, sequences: SequenceOf[Sequence]) -> None:
     rows_by_ids: dict[tuple[int, ...], list[int]] = {}
     for row, sequence in enumerate(sequences):
-        if sequence.call.banned_ids:
-            rows_by_ids.setdefault(sequence.call.banned_ids, []).append(row)
+        if ids := sequence.banned_ids:
+            rows_by_ids.setdefault(ids, []).append(row)
     for ids, rows in rows_by_ids.items():
         logits[torch.tensor(rows)[:, None], torch.tensor(ids)] = float("-inf")
 

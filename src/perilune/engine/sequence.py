@@ -42,6 +42,12 @@ class Sequence:
         return len(self.tokens) - self.computed
 
     @property
+    def banned_ids(self) -> tuple[int, ...]:
+        """What must not be sampled next, grammar apart."""
+        waits = self.grammar is not None and not self.grammar.active
+        return self.call.banned_ids + self.call.grammar_only_ids if waits else self.call.banned_ids
+
+    @property
     def generated(self) -> int:
         return len(self.tokens) - len(self.call.prompt)
 
@@ -73,7 +79,7 @@ def _check(call: Generate, vocab_size: int) -> None:
         raise InputError(f"is {call.temperature}", field="temperature", mend="use 0 (greedy) or more")
     if not 0 < call.top_p <= 1:
         raise InputError(f"is {call.top_p}", field="top_p", mend="use a number above 0, at most 1")
-    for name, ids in (("prompt", call.prompt), ("banned_ids", call.banned_ids)):
+    for name, ids in (("prompt", call.prompt), ("banned_ids", call.banned_ids + call.grammar_only_ids)):
         if ids and not (min(ids) >= 0 and max(ids) < vocab_size):
             raise InputError(
                 f"holds an id outside 0..{vocab_size - 1}", field=name, mend="use this model's tokenizer"
