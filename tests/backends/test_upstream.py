@@ -36,6 +36,8 @@ from perilune.errors import (
     BackendRefused,
     BackendUnreachable,
     ConfigError,
+    ContextTooLong,
+    PeriluneError,
 )
 from perilune.settings import Settings
 
@@ -175,10 +177,11 @@ async def test_connections_are_used_again() -> None:
 
 # ---- what is final at once
 
-FINAL: list[tuple[Handler, type[BackendError], str]] = [
+FINAL: list[tuple[Handler, type[PeriluneError], str]] = [
     (error(401, "bad key"), BackendAuth, "refused the key: bad key"),
     (error(403, "not yours"), BackendAuth, "refused the key"),
     (error(400, "messages must not be empty"), BackendRefused, "messages must not be empty"),
+    (error(400, "This model's maximum context length is 9"), ContextTooLong, "maximum context length is 9"),
     (error(404, "Not found the model"), BackendRefused, "Not found the model.*perilune connect"),
     (answer(b"<h1>Not here</h1>", 404, "text/html"), BackendRefused, "404.*perilune connect"),
     (answer(b"<html>hi</html>", 200, "text/html"), BackendProtocol, "a web page.*end in /v1"),
@@ -202,7 +205,7 @@ FINAL: list[tuple[Handler, type[BackendError], str]] = [
 
 
 @pytest.mark.parametrize(("handler", "kind", "message"), FINAL)
-async def test_what_no_retry_mends(handler: Handler, kind: type[BackendError], message: str) -> None:
+async def test_what_no_retry_mends(handler: Handler, kind: type[PeriluneError], message: str) -> None:
     async with served(handler, GOOD) as it:
         with pytest.raises(kind, match=message) as caught:
             await complete(it.backend, ask())

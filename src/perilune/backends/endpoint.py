@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import email.utils
 import ipaddress
+import re
 import ssl
 import time
 from urllib.parse import urlsplit
@@ -21,6 +22,9 @@ from perilune.errors import (
 CONNECT_TIMEOUT_S = 10.0
 MOST_ANSWER_BYTES = 64 * 1024 * 1024
 PAGE_TYPES = frozenset({"text/html", "application/xhtml+xml"})
+TOO_LONG = re.compile(
+    rb"exceeded model token limit|token length too long|context_length_exceeded|maximum context length", re.I
+)
 CHECK_URL = "check the URL; most endpoints end in /v1"
 
 
@@ -142,6 +146,11 @@ def refusal(response: aiohttp.ClientResponse, body: bytes, url: str) -> BackendE
 def is_out_of_quota(body: bytes) -> bool:
     """A 429 that no waiting mends."""
     return b"quota_error" in body or b"insufficient_quota" in body
+
+
+def is_too_long(body: bytes) -> bool:
+    """A refusal because the conversation outgrew the model, in the words of Kimi, OpenAI and vLLM."""
+    return TOO_LONG.search(body) is not None
 
 
 def web_page(url: str) -> BackendProtocol:

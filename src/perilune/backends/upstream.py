@@ -29,6 +29,7 @@ from perilune.backends.endpoint import (
     base_url,
     connection_error,
     is_out_of_quota,
+    is_too_long,
     may_pass,
     new_session,
     read_capped,
@@ -45,6 +46,7 @@ from perilune.errors import (
     BackendRateLimited,
     BackendRefused,
     BackendUnreachable,
+    ContextTooLong,
 )
 from perilune.settings import Settings
 
@@ -185,7 +187,7 @@ class UpstreamBackend:
     # ---- before the first byte
 
     async def _begin(self, request: Request) -> Answer:
-        """Call until something of an answer has arrived. Raises BackendError."""
+        """Call until something of an answer has arrived. Raises BackendError and ContextTooLong."""
         failures = 0
         while True:
             body = self._quirks.body(request, self._model_name)
@@ -240,6 +242,8 @@ class UpstreamBackend:
         if response.status != 200:
             body = await read_capped(response)
             refused = refusal(response, body, self.url)
+            if isinstance(refused, BackendRefused) and is_too_long(body):
+                raise ContextTooLong(refused.message, mend="shorten the conversation")
             final = response.headers.get("x-should-retry") == "false" or is_out_of_quota(body)
             raise refused if final or not _is_passing(refused) else _Passing(refused)
         first_call = sum(len(message.tool_calls) for message in request.messages)

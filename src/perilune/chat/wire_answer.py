@@ -22,7 +22,7 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.errors import PeriluneError
+from perilune.errors import InputError, PeriluneError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -123,7 +123,9 @@ class ChunkEncoder:
 
 
 def encode_error(error: PeriluneError) -> bytes:
-    return _json({"error": {"message": str(error), "type": error.code}})
+    """The hosted API has one type for all that is wrong with a request; the message says what."""
+    kind = InputError.code if error.http_status == 400 else error.code
+    return _json({"error": {"message": str(error), "type": kind}})
 
 
 def encode_error_event(error: PeriluneError) -> bytes:
