@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from perilune.agent.sandbox import ProcessLimits, Sandbox, probe_machine
+from perilune.agent.tools.rename import syntax_problem
 from perilune.errors import GoalRefused
 from perilune.swarm.repository import Repository, run_git
 from perilune.swarm.verify import (
@@ -20,7 +21,6 @@ from perilune.swarm.verify import (
     VerifierChain,
     check_rename_goal,
     parse_rename_goal,
-    syntax_problem,
 )
 from perilune.swarm.workspaces import FileChange, Workspaces
 
@@ -120,7 +120,7 @@ async def test_what_cannot_end_well_is_refused_first(
 
 
 async def test_the_committed_files_count_not_the_folder(tmp_path: Path) -> None:
-    repo = await repository(tmp_path, {"pkg/x.py": b"Old\n"})
+    repo = await repository(tmp_path, {"pkg/x.py": b"\xef\xbb\xbfOld\n"})  # with a byte order mark
     (tmp_path / "pkg" / "y.py").write_text("New = (\n")
     assert (await check_rename_goal(GOAL, repo)).files == ("pkg/x.py",)
 

@@ -6,16 +6,14 @@ check against the repository that refuses what cannot end well before anything i
 
 from __future__ import annotations
 
-import ast
 import keyword
 import re
-import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from perilune.agent.sandbox import ProcessLimits, Sandbox
-from perilune.agent.tools.rename import hits, word_pattern
+from perilune.agent.tools.rename import hits, syntax_problem, word_pattern
 from perilune.agent.workspace import PathRefused, clean_folder
 from perilune.errors import GoalRefused
 from perilune.swarm.repository import Repository
@@ -111,20 +109,6 @@ def _parsed(path: str, content: bytes) -> str:
     if problem is not None:
         raise GoalRefused(f"{path} does not parse: {problem}", field="goal", mend="mend and commit it first")
     return text
-
-
-def syntax_problem(text: str) -> str | None:
-    """None when the text is Python, else what is wrong and where."""
-    try:
-        with warnings.catch_warnings():
-            # An invalid escape in the user's file is not ours to report.
-            warnings.simplefilter("ignore")
-            ast.parse(text)
-    except SyntaxError as error:
-        return f"line {error.lineno}: {error.msg}"
-    except (ValueError, RecursionError, MemoryError) as error:
-        return str(error) or type(error).__name__
-    return None
 
 
 @dataclass(frozen=True)

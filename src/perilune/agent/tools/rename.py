@@ -90,13 +90,21 @@ def next_hit(text: str, name: str) -> str:
 
 
 def parses(text: str) -> bool:
+    return syntax_problem(text) is None
+
+
+def syntax_problem(text: str) -> str | None:
+    """None when the text is Python, else what is wrong and where."""
     try:
         with warnings.catch_warnings():
+            # An invalid escape in the user's file is not ours to report.
             warnings.simplefilter("ignore")
             ast.parse(text.removeprefix("\ufeff"))
-    except (SyntaxError, ValueError, RecursionError, MemoryError):
-        return False
-    return True
+    except SyntaxError as error:
+        return f"line {error.lineno}: {error.msg}"
+    except (ValueError, RecursionError, MemoryError) as error:
+        return str(error) or type(error).__name__
+    return None
 
 
 async def search(arguments: Mapping[str, Any], context: ToolContext) -> ToolResult:
