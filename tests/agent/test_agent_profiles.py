@@ -90,7 +90,8 @@ def test_text_that_is_not_json_is_refused() -> None:
 
 
 def test_a_profile_fits_a_small_model_and_keeps_a_trained_one() -> None:
-    fitted = bundled_profile("code").fitted(32_768)
+    fitted = bundled_profile("code").fitted(32_768, 32_768)
     assert fitted.sampling.max_tokens is not None
     assert fitted.context.max_tokens + fitted.sampling.max_tokens < 32_768
-    assert bundled_profile("rename").fitted(2_048) == bundled_profile("rename")
+    assert bundled_profile("rename").fitted(2_048, 1_024) == bundled_profile("rename")
+    assert bundled_profile("code").fitted(262_144, 4_096).sampling.max_tokens == 4_096

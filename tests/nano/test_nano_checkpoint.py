@@ -48,7 +48,7 @@ def test_tokenizer_config_and_context_agree(entry: dict[str, Any]) -> None:
     assert entry["context_length"] <= config.max_position_embeddings
     for name in (entry["orchestrator_profile"], entry["subagent_profile"]):
         profile = bundled_profile(name)
-        fitted = profile.fitted(entry["context_length"])
+        fitted = profile.fitted(entry["context_length"], entry["max_output_tokens"])
         assert fitted.context.max_tokens == profile.context.max_tokens
         assert fitted.sampling.max_tokens == profile.sampling.max_tokens
 

@@ -80,9 +80,11 @@ class Profile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     def tool(self, name: str) -> Tool | None:
         return next((tool for tool in self.tools if tool.name == name), None)
 
-    def fitted(self, context_length: int) -> Profile:
-        """This profile with its context limits within a model of so many tokens, prompt and output."""
-        answer = min(self.sampling.max_tokens or context_length // 4, context_length // 4)
+    def fitted(self, context_length: int, max_output: int) -> Profile:
+        """This profile with its limits within those of a model: so many tokens of prompt and answer, so many
+        of an answer."""
+        most = min(context_length // 4, max_output)
+        answer = min(self.sampling.max_tokens or most, most)
         context = msgspec.structs.replace(
             self.context, max_tokens=min(self.context.max_tokens, context_length - 2 * answer)
         )

@@ -62,7 +62,10 @@ async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Setting
     scope = None if parsed is None else await check_rename_goal(parsed, repository)
     name = new_session_id()
     roles = {"orchestrator": entry.orchestrator_profile, "subagent": entry.subagent_profile}
-    profiles = {role: load_profile(name).fitted(entry.context_length) for role, name in roles.items()}
+    profiles = {
+        role: load_profile(name).fitted(entry.context_length, entry.max_output_tokens)
+        for role, name in roles.items()
+    }
     if spec.check or profiles["subagent"].tool("bash") is not None:
         _refuse_without_sandbox(settings)
     started = events.SessionStarted(
