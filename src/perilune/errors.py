@@ -172,8 +172,16 @@ class NonFiniteLogits(EngineError):
 
 
 class AccountError(PeriluneError):
+    """`passing`: what is missing is only held by calls under way, so it may be there when they have ended."""
+
     code = "account_error"
     http_status = 403
+
+    def __init__(
+        self, message: str, *, passing: bool = False, field: str | None = None, mend: str | None = None
+    ) -> None:
+        super().__init__(message, field=field, mend=mend)
+        self.passing = passing
 
 
 class InvalidKey(AccountError):

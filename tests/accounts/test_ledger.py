@@ -110,6 +110,7 @@ async def test_exactly_as_many_calls_as_the_budget_covers(tmp_path: Path, accoun
     admitted = [one for one in results if isinstance(one, Reservation)]
     assert len(admitted) == 10
     assert {type(one) for one in results} == {Reservation, LimitReached}
+    assert all(one.passing for one in results if isinstance(one, LimitReached))
     # What is not used comes back.
     for reservation in admitted[:4]:
         await accounts.settle(reservation, Usage(), outcome="failed")
@@ -126,8 +127,9 @@ async def test_a_budget_can_be_used_to_its_last_nano(accounts: Accounts) -> None
     principal = accounts.authenticate(accounts.create_key("exact", budget=CALL_BOUND), "chat")
     full = Usage(prompt_tokens=100, completion_tokens=10)
     await accounts.settle(await reserve(accounts, principal, "r1"), full)
-    with pytest.raises(LimitReached, match="exact"):
+    with pytest.raises(LimitReached, match="exact") as caught:
         await reserve(accounts, principal, "r2")
+    assert not caught.value.passing
     accounts.set_key_budget(principal.key_id, 2 * CALL_BOUND)
     await reserve(accounts, principal, "r2")
 

@@ -103,8 +103,28 @@ async def test_merging_twice_moves_nothing(project: Path) -> None:
     later = await merger(project)
     found = await later.merge(commit, "Merge a", WHEN)
     assert not found.moved and found.tip == await merging.tip()
-    assert await later.is_merged(commit)
-    assert not await later.is_merged("1" * 40)
+
+
+async def test_a_commit_of_an_earlier_run_is_not_merged_again_after_another(project: Path) -> None:
+    merging = await merger(project)
+    commit = await merging.commit([edited("a", 1)], "Edit a", WHEN)
+    await merging.merge(commit, "Merge a", WHEN)
+    later = await merger(project)
+    await later.apply([edited("b", 1)], "Edit b", WHEN)
+    tip = await later.tip()
+    found = await later.merge(commit, "Merge a", WHEN)
+    assert (found.moved, found.tip, await later.tip()) == (False, tip, tip)
+
+
+async def test_a_branch_is_taken_up_only_with_what_was_merged(project: Path) -> None:
+    merging = await merger(project)
+    done = await merging.apply([edited("a", 1)], "Edit a", WHEN)
+    again = Merger(await Repository.open(project), BRANCH)
+    git(project, "update-ref", f"refs/heads/{BRANCH}", merging.base)
+    with pytest.raises(RepositoryError, match="does not hold"):
+        await again.create(done.tip)
+    git(project, "branch", "-D", BRANCH)
+    assert await again.create(done.tip) == done.tip
 
 
 async def test_no_changes_are_the_base_itself(project: Path) -> None:

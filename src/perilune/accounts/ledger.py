@@ -235,13 +235,21 @@ def _take(connection: sqlite3.Connection, principal: Principal, amount: int) -> 
         )
         if taken.rowcount == 1:
             continue
+        spent, budget = connection.execute(
+            f"SELECT spent, budget FROM account WHERE id = (SELECT account_id FROM {owner} WHERE id = ?)",
+            (number,),
+        ).fetchone()
+        passing = spent + amount <= budget
+        held = " while others are under way" if passing else ""
         if owner == "api_key":
             raise LimitReached(
-                f"the budget of the key {principal.key_name} does not cover this call",
+                f"the budget of the key {principal.key_name} does not cover this call{held}",
+                passing=passing,
                 mend="raise the key's budget, or ask for fewer tokens",
             )
         raise InsufficientBalance(
-            "the project's budget does not cover this call",
+            f"the project's budget does not cover this call{held}",
+            passing=passing,
             mend="raise the project's budget, or ask for fewer tokens",
         )
 

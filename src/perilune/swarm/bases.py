@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from pathlib import Path
 
-from perilune.swarm.repository import Repository
+from perilune.swarm.repository import Repository, discard_export
 from perilune.swarm.workspaces import Workspaces, remove_tree
 
 NAME_LENGTH = 16
@@ -33,11 +33,13 @@ class Bases:
     async def workspaces(self, commit: str) -> Workspaces:
         return Workspaces(self._root / "work", await self.checkout(commit))
 
-    async def keep_only(self, commits: Collection[str]) -> None:
-        """Remove the checkouts that nothing lies over any more."""
+    async def keep_only(self, needed: Callable[[], Collection[str]]) -> None:
+        """Remove the checkouts that nothing lies over any more. `needed` is asked when nobody can take a
+        checkout: one that is asked for later is made again."""
         async with self._turn:
-            for commit in [known for known in self._ready if known not in commits]:
-                await asyncio.to_thread(remove_tree, self._ready.pop(commit))
+            kept = needed()
+            for commit in [known for known in self._ready if known not in kept]:
+                await asyncio.to_thread(discard_export, self._ready.pop(commit))
 
     async def remove(self) -> None:
         """Remove everything: the session is over."""

@@ -48,6 +48,7 @@ class Purse:
         self._prices = prices
         self._halt = halt
         self._settled = asyncio.Event()
+        halt.wake(self._settled)
         self._tools: dict[str, int] = {}
 
     async def reserve(self, agent: str, request: Request, state: AgentState) -> None:

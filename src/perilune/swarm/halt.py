@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import errno
+from collections.abc import Iterator
+from contextlib import contextmanager
 
-from perilune.errors import PeriluneError, SwarmError
+from perilune.errors import PeriluneError, StorageFull, StoreError, SwarmError
 
 
 class Halted(Exception):
@@ -24,23 +27,22 @@ class Halt:
     def __init__(self) -> None:
         self.error: PeriluneError | None = None
         self._event = asyncio.Event()
+        self._wakes: list[asyncio.Event] = []
 
-    @property
-    def raised(self) -> bool:
-        return self.error is not None
+    def wake(self, event: asyncio.Event) -> None:
+        """Set this event at the halt too, so that whoever waits for it looks again."""
+        self._wakes.append(event)
 
     def set(self, error: PeriluneError) -> None:
         """The first reason counts."""
         if self.error is None:
             self.error = error
-            self._event.set()
+            for event in (self._event, *self._wakes):
+                event.set()
 
     def check(self) -> None:
         if self.error is not None:
             raise Halted
-
-    async def wait(self) -> None:
-        await self._event.wait()
 
     async def sleep(self, seconds: float) -> None:
         """Sleep, but no longer than until the halt. Raises Halted then."""
@@ -49,3 +51,28 @@ class Halt:
         except TimeoutError:
             return
         raise Halted
+
+
+@contextmanager
+def halting(halt: Halt) -> Iterator[None]:
+    """Whatever goes wrong within stops the session: what can be named resumably, as Halted. A defect of ours
+    is raised as it is, and the others stop all the same, so that nobody waits for what never comes."""
+    try:
+        yield
+    except Halted:
+        raise
+    except PeriluneError as error:
+        halt.set(error)
+        raise Halted from error
+    except OSError as error:
+        halt.set(_disk_trouble(error))
+        raise Halted from error
+    except Exception as error:
+        halt.set(SwarmError(f"a defect: {error!r}", mend="report it, then resume"))
+        raise
+
+
+def _disk_trouble(error: OSError) -> StoreError:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return StorageFull("no space left for workspaces", mend="free some disk space, then resume")
+    return StoreError(f"a workspace cannot be used: {error}", mend="mend that, then resume")

@@ -45,10 +45,12 @@ class Merger:
         self._merged: set[str] = set()
         self._imports = 0
 
-    async def create(self) -> str:
-        """Make the branch at the base, or take it up where it stands. Returns its tip.
+    async def create(self, tip: str | None = None) -> str:
+        """Make the branch at `tip` (the base by default), or take it up where it stands. Returns its tip.
 
-        Raises RepositoryError for a name git refuses, the branch the user is on, or one of other origin."""
+        Raises RepositoryError for a name git refuses, the branch the user is on, or one without `tip`: it
+        is of other origin, or somebody moved it back behind what was merged."""
+        tip = tip or self.base
         named = await self._repository.git("check-ref-format", "--branch", self.branch)
         if named.code != 0:
             raise RepositoryError(f"{self.branch!r} is no branch name", mend="choose another name")
@@ -56,15 +58,14 @@ class Merger:
             raise RepositoryError(f"{self.branch} is checked out", mend="choose a branch of its own")
         found = await self._read_tip()
         if found is None:
-            made = await self._swap(self.base, "0" * len(self.base))
+            made = await self._swap(tip, "0" * len(tip))
             found = await self._read_tip()
             if found is None:
                 raise RepositoryError(f"cannot create branch {self.branch}: {made.message}")
-        related = await self._repository.git("merge-base", "--is-ancestor", self.base, found)
+        related = await self._repository.git("merge-base", "--is-ancestor", tip, found)
         if related.code != 0:
             raise RepositoryError(
-                f"branch {self.branch} exists and does not hold {self.base[:12]}",
-                mend="delete it or choose another name",
+                f"branch {self.branch} exists and does not hold {tip[:12]}", mend="delete or rename it"
             )
         return found
 
@@ -91,31 +92,19 @@ class Merger:
         answer = await self._repository.must("fast-import", "--quiet", "--done", stdin=stream)
         return answer.decode().strip()
 
-    async def is_merged(self, commit: str) -> bool:
-        """Whether the branch holds this commit."""
-        if commit in self._merged:
-            return True
-        found = await self._repository.git("merge-base", "--is-ancestor", commit, self.ref)
-        if found.code not in (0, 1):
-            # An object that was never written, or was lost with the machine: certainly not merged.
-            return False
-        if found.code == 0:
-            self._merged.add(commit)
-        return found.code == 0
-
     async def merge(self, commit: str, message: str, when: int) -> Merged:
         """Bring the commit onto the branch. Merged already: nothing happens, `moved` is False.
 
         Raises MergeConflict with the paths; RepositoryError when the branch keeps moving under us."""
         async with self._turn:
             for _ in range(SWAP_TRIES):
-                tip = self._tip or await self.tip()
                 if self._tip is None:
-                    # A tip not left by ourselves: it may hold the commit already (an earlier run did it).
-                    self._merged.clear()
-                    if await self.is_merged(commit):
-                        return Merged(tip, moved=False)
-                elif commit == self.base or commit in self._merged:
+                    # Not left by ourselves: earlier runs may have merged this commit, or a later one.
+                    self._tip = await self.tip()
+                    listed = await self._repository.must("rev-list", self._tip, f"^{self.base}")
+                    self._merged = set(listed.decode().split())
+                tip = self._tip
+                if commit == self.base or commit in self._merged:
                     return Merged(tip, moved=False)
                 new = await self._join(tip, commit, message, when)
                 swapped = await self._swap(new, tip)

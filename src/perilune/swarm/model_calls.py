@@ -2,7 +2,7 @@
 
 An endpoint that is busy, away or cut off suspends the agent, not the session: the same call is made again
 after a growing pause, which never counts as a step. Pauses are bounded; after the last one, or at once for
-what no waiting mends (a refused key, a refused request), the session halts and can be resumed.
+what no waiting mends (a refused key, a used-up one, a refused request), the session halts and can be resumed.
 """
 
 from __future__ import annotations
@@ -11,7 +11,9 @@ from dataclasses import dataclass
 
 from perilune.agent.loop import AgentState, AnswerRecord, CallModel, RestartRecord
 from perilune.backends.base import Backend, complete
+from perilune.chat.messages import Completion, Request
 from perilune.errors import (
+    AccountError,
     BackendAuth,
     BackendError,
     BackendInterrupted,
@@ -20,7 +22,6 @@ from perilune.errors import (
     BackendRefused,
     ContextTooLong,
     EngineGone,
-    LimitReached,
     PeriluneError,
 )
 from perilune.swarm.admission import FirstCalls
@@ -72,30 +73,33 @@ class ModelCalls:
         beginning of their prompts. Raises Halted; StoreError from the journal."""
         failed = 0
         while True:
-            await self._purse.reserve(agent, action.request, state)
-            try:
-                async with self._first.turn(kind):
-                    completion = await complete(self._backend, action.request)
-            except ContextTooLong as error:
-                self._fail(agent, error, None)
+            # Reserved only when it is this agent's turn: a kill must not charge for calls that waited.
+            async with self._first.turn(kind):
+                await self._purse.reserve(agent, action.request, state)
+                answer = await self._ask(action.request)
+            if isinstance(answer, Completion):
+                charge = self._purse.charge(answer.usage)
+                self._recorder.post(ModelAnswered(agent=agent, record=AnswerRecord(answer), nano_usd=charge))
+                self._purse.settled()
+                return
+            if isinstance(answer, ContextTooLong):
+                self._fail(agent, answer, None)
                 record = RestartRecord("the prompt exceeds the model's context")
                 self._recorder.post(AgentRestarted(agent=agent, record=record))
                 return
-            except PeriluneError as error:
-                failed += 1
-                pause = self._patience.pause(failed, error) if _may_pass(error) else None
-                self._fail(agent, error, pause)
-                if pause is None:
-                    self._halt.set(error)
-                    raise Halted from error
-                await self._halt.sleep(pause)
-            else:
-                charge = self._purse.charge(completion.usage)
-                self._recorder.post(
-                    ModelAnswered(agent=agent, record=AnswerRecord(completion), nano_usd=charge)
-                )
-                self._purse.settled()
-                return
+            failed += 1
+            pause = self._patience.pause(failed, answer) if _may_pass(answer) else None
+            self._fail(agent, answer, pause)
+            if pause is None:
+                self._halt.set(answer)
+                raise Halted from answer
+            await self._halt.sleep(pause)
+
+    async def _ask(self, request: Request) -> Completion | PeriluneError:
+        try:
+            return await complete(self._backend, request)
+        except PeriluneError as error:
+            return error
 
     def _fail(self, agent: str, error: PeriluneError, pause: float | None) -> None:
         self._recorder.post(
@@ -112,6 +116,8 @@ class ModelCalls:
 
 def _may_pass(error: PeriluneError) -> bool:
     """Whether the same call may do better later."""
+    if isinstance(error, AccountError):
+        return error.passing
     if isinstance(error, BackendAuth | BackendRefused):
         return False
-    return isinstance(error, BackendError | EngineGone | LimitReached)
+    return isinstance(error, BackendError | EngineGone)

@@ -28,7 +28,7 @@ from perilune.chat.messages import ToolCall
 from perilune.swarm import events
 from perilune.swarm.context import Run, plain
 from perilune.swarm.events import ORCHESTRATOR
-from perilune.swarm.halt import Halted
+from perilune.swarm.halt import Halted, halting
 from perilune.swarm.state import SessionState
 from perilune.swarm.team import Team
 
@@ -62,6 +62,8 @@ class Orchestrator:
 
     async def _run_calls(self, action: RunTools) -> None:
         run = self._run
+        # Here, where no call looks at a checkout.
+        await run.bases.keep_only(self._needed)
         run.recorder.post(
             *(events.ToolStarted(agent=ORCHESTRATOR, call_id=c.id, name=c.name) for c in action.calls)
         )
@@ -74,9 +76,16 @@ class Orchestrator:
         if errors:
             raise errors[0]
 
+    def _needed(self) -> set[str]:
+        """The commits that somebody works over, or will look at."""
+        state = self._run.state
+        working = (one.base for one in state.assignments.values() if not one.final)
+        return {state.tip, state.session.base, *working}
+
     async def _answer(self, call: ToolCall, action: RunTools) -> None:
-        record = await self._record_of(call, action)
-        self._run.recorder.post(events.ToolFinished(agent=ORCHESTRATOR, record=record))
+        with halting(self._run.halt):
+            record = await self._record_of(call, action)
+            self._run.recorder.post(events.ToolFinished(agent=ORCHESTRATOR, record=record))
 
     async def _record_of(self, call: ToolCall, action: RunTools) -> ToolRecord:
         arguments: Mapping[str, Any] = json.loads(call.arguments or "{}")
@@ -128,7 +137,8 @@ class Orchestrator:
         if key in state.by_key:
             one = state.assignments[state.by_key[key]]
             again = one.phase == "failed" and not session.files and one.handed_out < MOST_HANDED_OUT
-            if again:
+            # In the step that handed it out it is the same call, run again after a crash, or given twice.
+            if again and one.stage != stage:
                 run.recorder.post(events.AssignmentRequeued(id=one.id, stage=stage, base=base))
             return one.id
         name = f"a{len(state.assignments) + 1:04d}"
@@ -154,10 +164,7 @@ class Orchestrator:
     async def _look(self, call: ToolCall, action: RunTools) -> ToolRecord:
         """`view`, `grep`: over what is merged by now; there is nothing it could write to."""
         run = self._run
-        tip = run.state.tip
-        needed = {one.base for one in run.state.assignments.values() if not one.final}
-        await run.bases.keep_only({tip, run.session.base, *needed})
-        workspace = DirectoryWorkspace(await run.bases.checkout(tip))
+        workspace = DirectoryWorkspace(await run.bases.checkout(run.state.tip))
         result = await run_tool(call, ToolContext.of(action, workspace, run.session.orchestrator))
         return ToolRecord(call.id, plain(result.content), result.ok)
 

@@ -184,11 +184,10 @@ class Repository:
         """Write the commit's files into `dest`, exactly as committed: no filter, no line-ending change,
         no program of the repository runs. Submodules are left out. Complete or absent: an earlier try
         that was killed is done again, a complete one is kept."""
-        marker = dest.with_name(f"{dest.name}{_COMPLETE}")
+        marker = _marker(dest)
         if dest.is_dir() and marker.is_file() and marker.read_text() == commit:
             return dest
-        marker.unlink(missing_ok=True)
-        _remove(dest)
+        discard_export(dest)
         entries = [entry for entry in await self.entries(commit) if entry.mode != SUBMODULE]
         contents = await self.read_blobs([entry.oid for entry in entries])
         await asyncio.to_thread(_write_tree, dest, entries, contents)
@@ -250,6 +249,17 @@ async def _refuse_dirty(root: Path) -> None:
     if changed:
         shown = ", ".join(changed[:3]) + (f" and {len(changed) - 3} more" if len(changed) > 3 else "")
         raise RepositoryError(f"{root} has uncommitted changes: {shown}", mend="git commit or git stash")
+
+
+def discard_export(dest: Path) -> None:
+    """Remove what `export` wrote. The mark that it is complete goes first: a kill on the way leaves a tree
+    that is written again."""
+    _marker(dest).unlink(missing_ok=True)
+    _remove(dest)
+
+
+def _marker(dest: Path) -> Path:
+    return dest.with_name(f"{dest.name}{_COMPLETE}")
 
 
 def _remove(folder: Path) -> None:

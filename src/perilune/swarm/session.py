@@ -31,7 +31,7 @@ from perilune.swarm.bases import Bases
 from perilune.swarm.budgets import Prices, Purse
 from perilune.swarm.context import Run, plain
 from perilune.swarm.copies import sandbox_of_this_machine
-from perilune.swarm.halt import Halt, Halted, Interrupted
+from perilune.swarm.halt import Halt, Halted, Interrupted, halting
 from perilune.swarm.journal import Appender, Journal, JournalReader
 from perilune.swarm.merge import Merger
 from perilune.swarm.model_calls import ModelCalls, Patience
@@ -143,14 +143,17 @@ async def run_session(
 
 
 def replay(journal: Journal | JournalReader) -> SessionState:
-    """The state that a journal comes to. Raises JournalCorrupt."""
+    """The state that a journal comes to. Raises JournalCorrupt; StoreError for one of a newer version."""
     try:
-        return fold(journal.read())
+        state = fold(journal.read())
     except ValueError as error:
         raise JournalCorrupt(
             f"{journal.path} does not fit together: {error}",
             mend="restore it from a backup; the result branch and your files are as they were",
         ) from error
+    if state.started is not None and state.started.version > events.VERSION:
+        raise StoreError(f"{journal.path} was written by a newer version", mend="go on with that version")
+    return state
 
 
 async def drive(
@@ -167,10 +170,12 @@ async def drive(
     stop: asyncio.Event | None = None,
 ) -> Outcome:
     """`run_session` over an open journal and the state it came to."""
+    started = state.started or (None if plan is None else plan.started)
+    if started is None:
+        raise SessionNotFound("the session was never started", mend="start it anew")
+    repository = await Repository.open(Path(started.repo), base=started.base)
     async with Recorder(journal, state) as recorder:
-        await _begin(recorder, plan, budget)
-        started = recorder.state.session
-        repository = await Repository.open(Path(started.repo), base=started.base)
+        await _begin(recorder, started, budget)
         halt = Halt()
         purse = Purse(recorder, started.entry, prices, halt)
         run = Run(
@@ -183,18 +188,12 @@ async def drive(
             merger=Merger(repository, started.branch, started.base),
             sandbox=sandbox,
         )
-        await run.merger.create()
         await _end(run, await _work(run, stop))
     return _outcome(recorder.state, halt.error)
 
 
-async def _begin(recorder: Recorder, plan: Plan | None, budget: events.Budget | None) -> None:
-    if recorder.state.started is not None:
-        await recorder.record(events.SessionResumed())
-    elif plan is not None:
-        await recorder.record(plan.started)
-    else:
-        raise SessionNotFound("the session was never started", mend="start it anew")
+async def _begin(recorder: Recorder, started: events.SessionStarted, budget: events.Budget | None) -> None:
+    await recorder.record(started if recorder.state.started is None else events.SessionResumed())
     if budget is not None and budget != recorder.state.budget:
         await recorder.record(events.BudgetChanged(budget=budget))
 
@@ -202,12 +201,14 @@ async def _begin(recorder: Recorder, plan: Plan | None, budget: events.Budget | 
 async def _work(run: Run, stop: asyncio.Event | None) -> Done | None:
     """Until the orchestrator has ended (how, is returned) or the session is halted; leaves no task behind."""
     team, done = Team(run), None
-    for one in run.state.queue:
-        team.start(one.id)
     async with _interrupting(run, stop):
         try:
-            done = await Orchestrator(run, team).run()
-            await team.drain()
+            with halting(run.halt):
+                await run.merger.create(run.state.tip)
+                for one in run.state.queue:
+                    team.start(one.id)
+                done = await Orchestrator(run, team).run()
+                await team.drain()
         except Halted:
             await team.drain()
         finally:
@@ -232,7 +233,9 @@ async def _interrupting(run: Run, stop: asyncio.Event | None) -> AsyncIterator[N
     try:
         yield
     except asyncio.CancelledError:
-        run.halt.set(Interrupted("the session was interrupted", mend=f"resume it: {run.session.id}"))
+        run.halt.set(
+            Interrupted("the session was interrupted", mend=f"perilune swarm resume {run.session.id}")
+        )
         if not stopped:
             await _end(run, None)
             raise

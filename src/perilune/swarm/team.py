@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import errno
 
-from perilune.errors import PeriluneError, StorageFull, StoreError
 from perilune.swarm.assignments import run_assignment
 from perilune.swarm.context import Run
-from perilune.swarm.halt import Halted
+from perilune.swarm.halt import Halted, halting
 from perilune.swarm.state import Assignment
 
 
@@ -45,19 +43,5 @@ class Team:
         await asyncio.gather(*self._tasks.values(), return_exceptions=True)
 
     async def _work(self, name: str) -> None:
-        try:
+        with halting(self._run.halt):
             await run_assignment(self._run, name)
-        except StoreError:
-            raise  # the journal failed: nothing can be written down any more, not even a halt
-        except PeriluneError as error:
-            self._run.halt.set(error)
-            raise Halted from error
-        except OSError as error:
-            self._run.halt.set(_disk_trouble(error))
-            raise Halted from error
-
-
-def _disk_trouble(error: OSError) -> StoreError:
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return StorageFull("no space left for workspaces", mend="free some disk space, then resume")
-    return StoreError(f"a workspace cannot be used: {error}", mend="mend that, then resume")
