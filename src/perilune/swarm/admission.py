@@ -1,8 +1,7 @@
-"""Who may live and who waits: places for sub-agents, and one first call per wave.
+"""Who may live and who waits: places for sub-agents, and one first call per kind of them.
 
-A *wave* is the set of sub-agents that one step of the orchestrator started. Its agents begin with the same
-tools and instructions, so the first call of each kind goes ahead alone and the others find its prompt in
-the cache, instead of all paying for it at once.
+Sub-agents of one kind begin with the same tools and instructions, so the kind's first call in this process
+goes ahead alone and the others find its prompt in the cache, instead of all paying for it at once.
 """
 
 from __future__ import annotations
@@ -17,18 +16,11 @@ class Admission:
 
     def __init__(self, limit: int) -> None:
         self._places = asyncio.Semaphore(limit)
-        self.live = 0
-        self.peak = 0
 
     @asynccontextmanager
     async def place(self) -> AsyncIterator[None]:
         async with self._places:
-            self.live += 1
-            self.peak = max(self.peak, self.live)
-            try:
-                yield
-            finally:
-                self.live -= 1
+            yield
 
 
 class FirstCalls:
