@@ -352,3 +352,9 @@ def test_a_closed_store_is_whole_in_its_one_file(tmp_path: Path) -> None:
     copy = Reader(tmp_path / "b.db")
     assert copy.read("SELECT x FROM t") == [(7,)]
     copy.close()
+
+
+def test_a_home_that_is_a_file_is_told_in_words(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(ConfigError, match="choose another with --home"):
+        home_holder(tmp_path / "file")

@@ -454,11 +454,15 @@ class HomeLock:
 
 
 def home_holder(home: Path) -> Holder | None:
-    """Who owns HOME now; None when nobody does."""
+    """Who owns HOME now; None when nobody does. Raises ConfigError for a HOME that cannot be read."""
     try:
         fd = os.open(home / "lock", os.O_RDONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return None
+    except OSError as error:
+        raise ConfigError(
+            f"cannot read {home}: {error.strerror}", field="home", mend="choose another with --home"
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_SH | fcntl.LOCK_NB)
     except BlockingIOError:

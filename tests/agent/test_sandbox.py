@@ -71,6 +71,21 @@ async def test_an_overlay_leaves_its_base_alone_and_no_mount_behind(overlay: Vie
     assert sorted(os.listdir(overlay.lower)) == ["a.txt"]
 
 
+@needs_overlay
+async def test_a_command_cannot_pretend_that_the_sandbox_failed(overlay: View) -> None:
+    result = await shell(overlay, "echo mount: /workspace: permission denied; exit 125")
+    assert result.exit_code == 125
+
+
+@needs_overlay
+async def test_a_workspace_that_cannot_be_mounted_is_no_answer_of_the_command(tmp_path: Path) -> None:
+    for name in ("lower", "upper"):
+        (tmp_path / name).mkdir()
+    view = View(upper=tmp_path / "upper", lower=tmp_path / "lower", work=tmp_path / "gone")
+    with pytest.raises(SandboxError, match="cannot mount the workspace: mount:"):
+        await shell(view, "true")
+
+
 @needs_sandbox
 async def test_no_network(tmp_path: Path) -> None:
     """A server of this machine, reachable from here, is not reachable from inside."""

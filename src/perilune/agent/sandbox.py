@@ -15,6 +15,7 @@ from __future__ import annotations
 import asyncio
 import os
 import platform
+import secrets
 import shutil
 import subprocess
 import sys
@@ -39,12 +40,17 @@ _ETC = (
     "mime.types", "nsswitch.conf", "passwd", "protocols", "services", "ssl", "terminfo",
 )  # fmt: skip
 
+_MOUNT_FAILED = secrets.token_hex(16)
+"""Said by the set-up below and by nobody else: a command inside cannot know it, so it cannot pretend that the
+sandbox failed, which would end the session."""
+
 # Runs as root of its own user namespace. $1 pids, $2 lower, $3 upper, $4 work, then the bwrap command.
 # The ceiling on processes is best effort: kernels before 6.14 have no such setting per namespace.
-_SETUP = """
+_SETUP = f"""
 ( echo "$1" > /proc/sys/kernel/pid_max ) 2>/dev/null
 if [ -n "$2" ]; then
-  mount -t overlay overlay -o "lowerdir=$2,upperdir=$3,workdir=$4,userxattr" "$3" || exit 125
+  mount -t overlay overlay -o "lowerdir=$2,upperdir=$3,workdir=$4,userxattr" "$3" ||
+    {{ echo {_MOUNT_FAILED}; exit 125; }}
 fi
 shift 4
 exec "$@"
@@ -182,8 +188,9 @@ class Sandbox:
                 )
             except OSError as error:
                 raise SandboxError(f"cannot start the sandbox: {error}") from error
-        if result.exit_code == SETUP_FAILED and view.lower is not None and "mount:" in result.output:
-            raise SandboxError(f"cannot mount the workspace: {result.output.strip()}")
+        if result.exit_code == SETUP_FAILED and _MOUNT_FAILED in result.output:
+            said = result.output.replace(_MOUNT_FAILED, "").strip()
+            raise SandboxError(f"cannot mount the workspace: {said}")
         return result
 
     def _command(
