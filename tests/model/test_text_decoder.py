@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from perilune.model import attention
 from perilune.model.attention import AbsorbedAttention, CausalAttention, LatentCache, PagedBatch
 from perilune.model.config import TextConfig, Yarn
 from perilune.model.kernels import latent_attention
@@ -180,6 +181,28 @@ def test_absorbed_equals_plain_for_mixed_chunks_and_decodes(shape: str, block_si
         for s, logits in paged.step(pieces).items():
             torch.testing.assert_close(logits, want[s, start[s] : start[s] + pieces[s]], rtol=0, atol=1e-5)
     assert paged.done == [24, 24, 24]
+
+
+@pytest.mark.parametrize("most", [1, 30, 50])
+def test_one_long_sequence_does_not_pad_all_others(monkeypatch: pytest.MonkeyPatch, most: int) -> None:
+    decoder = random_decoder(TINY, seed=1)
+    ids = some_ids(4, 24)
+    want = plain_logits(decoder, ids)
+    monkeypatch.setattr(attention, "GATHERED_AT_ONCE", most * TINY.latent_width)
+    gathered = []
+    whole = attention.attend_decode
+
+    def noting(queries: Tensor, pages: Tensor, tables: Tensor, *rest: Any) -> Tensor:
+        gathered.append((len(tables), tables.numel() * pages.shape[1]))
+        return whole(queries, pages, tables, *rest)
+
+    monkeypatch.setattr(attention, "attend_decode", noting)
+    paged = Paged(decoder, ids, block_size=1)
+    paged.step({0: 22, 1: 2, 2: 8, 3: 3})
+    for s, logits in paged.step({0: 1, 1: 1, 2: 1, 3: 1}).items():
+        torch.testing.assert_close(logits[0], want[s, paged.done[s] - 1], rtol=0, atol=1e-5)
+    assert sum(count for count, _ in gathered) == 4 * TINY.num_hidden_layers
+    assert all(tokens <= most for count, tokens in gathered if count > 1)
 
 
 @pytest.mark.parametrize("rows_at_once", [1, 7, 64])

@@ -21,6 +21,9 @@ from perilune.model.config import TextConfig
 from perilune.model.kernels.causal_attention import causal_attention
 from perilune.model.kernels.latent_attention import attend_chunk, attend_decode
 
+GATHERED_AT_ONCE = 2**26
+"""Values that decoding copies at once, 256 MiB in F32: one long sequence must not pad all to its length."""
+
 
 @dataclass(frozen=True)
 class LayerQuery:
@@ -151,15 +154,8 @@ class AbsorbedAttention:
         counts = [last - first for first, last in itertools.pairwise(starts)]
         single = [s for s, count in enumerate(counts) if count == 1]
         self._chunks = [s for s, count in enumerate(counts) if count > 1]
-        self._has_single = bool(single)
-        device = batch.block_tables.device
-        blocks = -(-max((lengths[s] for s in single), default=0) // cache.block_size)
-        self._single_tables = batch.block_tables[single, :blocks]
-        self._single_rows = torch.tensor([starts[s] for s in single], dtype=torch.int64, device=device)
-        seen = torch.tensor([lengths[s] for s in single], dtype=torch.int64, device=device)
-        unseen = torch.arange(blocks * cache.block_size, device=device) >= seen[:, None]
-        bias = torch.zeros(unseen.shape, dtype=cache.data.dtype, device=device)
-        self._single_bias = bias.masked_fill_(unseen, float("-inf"))[:, None]
+        most = max(1, GATHERED_AT_ONCE // cache.data.shape[-1])
+        self._decodes = [_Decodes.build(cache, batch, part) for part in _padded_parts(single, lengths, most)]
 
     @torch.no_grad()
     def __call__(self, query: LayerQuery) -> Tensor:
@@ -178,12 +174,11 @@ class AbsorbedAttention:
     def _attend(self, wide: Tensor, pages: Tensor, scale: float, kv_lora: int) -> Tensor:
         """wide [n, H, kv_lora + rope] -> attention-weighted latents [n, H, kv_lora]."""
         batch = self._batch
-        if not self._chunks:
-            return self._attend_single(wide, pages, scale)[..., :kv_lora]
+        if not self._chunks and len(self._decodes) == 1:
+            return self._decodes[0].attend(wide, pages, scale)[..., :kv_lora]
         mixed = wide.new_empty(*wide.shape[:2], kv_lora)
-        if self._has_single:
-            rows = self._single_rows
-            mixed[rows] = self._attend_single(wide[rows], pages, scale)[..., :kv_lora]
+        for decodes in self._decodes:
+            mixed[decodes.rows] = decodes.attend(wide[decodes.rows], pages, scale)[..., :kv_lora]
         for s in self._chunks:
             first, last = batch.query_start[s], batch.query_start[s + 1]
             mixed[first:last] = attend_chunk(
@@ -191,6 +186,42 @@ class AbsorbedAttention:
             )
         return mixed
 
-    def _attend_single(self, wide: Tensor, pages: Tensor, scale: float) -> Tensor:
-        bias = self._single_bias.to(wide.dtype)
-        return attend_decode(wide, pages, self._single_tables, bias, scale)
+
+@dataclass(frozen=True)
+class _Decodes:
+    """Sequences with one new row each that attend together, padded to the longest of them."""
+
+    rows: Tensor
+    """[S] int64"""
+    tables: Tensor
+    """[S, blocks]"""
+    bias: Tensor
+    """[S, 1, blocks * block_size]: 0 where a token is seen, -inf where not."""
+
+    @classmethod
+    def build(cls, cache: LatentCache, batch: PagedBatch, sequences: Sequence[int]) -> _Decodes:
+        device, lengths = batch.block_tables.device, [batch.context_lens[s] for s in sequences]
+        blocks = -(-max(lengths) // cache.block_size)
+        rows = torch.tensor([batch.query_start[s] for s in sequences], dtype=torch.int64, device=device)
+        seen = torch.tensor(lengths, dtype=torch.int64, device=device)
+        unseen = torch.arange(blocks * cache.block_size, device=device) >= seen[:, None]
+        bias = torch.zeros(unseen.shape, dtype=cache.data.dtype, device=device)
+        bias = bias.masked_fill_(unseen, float("-inf"))[:, None]
+        return cls(rows, batch.block_tables[list(sequences), :blocks], bias)
+
+    def attend(self, wide: Tensor, pages: Tensor, scale: float) -> Tensor:
+        return attend_decode(wide, pages, self.tables, self.bias.to(wide.dtype), scale)
+
+
+def _padded_parts(sequences: list[int], lengths: Sequence[int], most: int) -> list[list[int]]:
+    """All sequences in one part where it fits; else by length, so that none but a part of one sequence
+    comes to more than `most` tokens when padded to its longest."""
+    if not sequences or len(sequences) * max(lengths[s] for s in sequences) <= most:
+        return [sequences] if sequences else []
+    parts: list[list[int]] = []
+    for s in sorted(sequences, key=lambda s: -lengths[s]):
+        if parts and (len(parts[-1]) + 1) * lengths[parts[-1][0]] <= most:
+            parts[-1].append(s)
+        else:
+            parts.append([s])
+    return parts
