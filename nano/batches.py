@@ -27,6 +27,7 @@ BESIDE = (0.04, 0.25)
 MAKERS: Mapping[str, Callable[[Pool, random.Random], list[Trace]]] = {
     "rename": rename_traces.traces,
     "rename-one": lambda pool, rng: rename_traces.traces(pool, rng, most_hits=1),
+    "search": lambda pool, rng: rename_traces.traces(pool, rng, most_hits=1, most_steps=1),
     "opening": orchestrate_traces.opening,
     "round": orchestrate_traces.round_of,
     "ending": orchestrate_traces.ending,
@@ -45,13 +46,13 @@ class Stage:
 
 
 DENSE = {"rename": 0.30, "rename-one": 0.34, "opening": 0.20, "round": 0.10, "ending": 0.06}
-WHOLE = {"rename": 0.42, "rename-one": 0.18, "opening": 0.18, "round": 0.14, "ending": 0.08}
+LAST = {"rename": 0.30, "rename-one": 0.20, "search": 0.22, "opening": 0.10, "round": 0.12, "ending": 0.06}
 
 STAGES = (
     Stage(0.08, 512, 0.8, {"rename-one": 0.5, "rename": 0.2, "opening": 0.3}),
     Stage(0.18, 832, 0.8, {"rename-one": 0.2, "rename": 0.4, "opening": 0.25, "ending": 0.15}),
     Stage(0.88, LONGEST, 0.8, DENSE),
-    Stage(1.01, LONGEST, 0.2, WHOLE),
+    Stage(1.01, LONGEST, 0.5, LAST),
 )
 
 

@@ -64,10 +64,14 @@ def _compound(pool: Pool, rng: random.Random) -> str:
     return made
 
 
-def new_name(old: str, pool: Pool, rng: random.Random) -> str:
+VARIANTS, TRAINED_VARIANTS = 0.38, 0.5
+"""Share of new names that hold or share part of the old one; in training more, for they are hard."""
+
+
+def new_name(old: str, pool: Pool, rng: random.Random, variants: float = VARIANTS) -> str:
     """What OLD may be renamed to: another name, or one that holds or shares part of OLD."""
     while True:
-        made = name(pool, rng) if rng.random() < 0.62 else _variant(old, pool, rng)
+        made = _variant(old, pool, rng) if rng.random() < variants else name(pool, rng)
         if made != old and made.isidentifier() and not keyword.iskeyword(made) and len(made) < 40:
             return made
 

@@ -6,7 +6,7 @@ import random
 import re
 from collections.abc import Sequence
 
-from nano.names import Pool, directory, files_of, name, new_name, word
+from nano.names import TRAINED_VARIANTS, Pool, directory, files_of, name, new_name, word
 from nano.rename_traces import MODEL, edits, instructions
 from nano.traces import Answer, Oracle, Trace, World, run
 from perilune.agent.binding import NOT_A_PATH
@@ -148,7 +148,7 @@ def _answer(swarm: Swarm, call: ToolCall) -> str:
 
 def _state(pool: Pool, rng: random.Random) -> tuple[AgentState, str]:
     old, folder = name(pool, rng), directory(pool, rng)
-    text = goal(old, new_name(old, pool, rng), folder)
+    text = goal(old, new_name(old, pool, rng, TRAINED_VARIANTS), folder)
     return start(bundled_profile("orchestrate-rename"), model=MODEL, prompt=text), folder
 
 

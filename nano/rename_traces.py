@@ -7,7 +7,7 @@ import re
 from collections.abc import Coroutine, Sequence
 from typing import Any, TypeVar
 
-from nano.names import Pool, damaged, name, new_name, path, word
+from nano.names import TRAINED_VARIANTS, Pool, damaged, name, new_name, path, word
 from nano.traces import Answer, Oracle, Trace, World, run
 from perilune.agent.calls import arguments_of
 from perilune.agent.loop import AgentState, RunTools, ToolRecord, start
@@ -129,10 +129,10 @@ def finished(routine: Coroutine[Any, Any, Result]) -> Result:
 # ---- traces
 
 
-def traces(pool: Pool, rng: random.Random, *, most_hits: int = 9) -> list[Trace]:
+def traces(pool: Pool, rng: random.Random, *, most_hits: int = 9, most_steps: int = 40) -> list[Trace]:
     """All contexts of one rename, some with a slip."""
     old, file, text = _task(pool, rng, most_hits)
-    new = new_name(old, pool, rng)
+    new = new_name(old, pool, rng, TRAINED_VARIANTS)
     if rng.random() < 0.25:
         file = path(pool, rng, near=(old, new))
     if rng.random() < NO_HITS:
@@ -143,7 +143,7 @@ def traces(pool: Pool, rng: random.Random, *, most_hits: int = 9) -> list[Trace]
     if rng.random() < SLIPS:
         answers, world = _with_slip(world, workspace, old, new, rng)
     state = start(bundled_profile("rename"), model=MODEL, prompt=file, system_prompt=instructions(old, new))
-    return list(run(state, answers, world))
+    return list(run(state, answers, world, most_steps=most_steps))
 
 
 def _task(pool: Pool, rng: random.Random, most_hits: int) -> tuple[str, str, str]:
