@@ -30,7 +30,7 @@ class Task:
     hits: int
 
 
-def rename_tasks(corpus: Corpus, count: int, *, seed: int = 7, phrased: bool = False) -> list[Task]:
+def rename_tasks(corpus: Corpus, count: int, *, seed: int = 11, phrased: bool = False) -> list[Task]:
     """The same tasks for the same corpus, count and seed; with `phrased`, in other wordings."""
     rng = random.Random(f"tasks-{seed}")
     pool = Pool.held_out(corpus)

@@ -117,7 +117,7 @@ def test_requests_of_a_run_are_those_of_its_traces(tokenizer: Tokenizer) -> None
 
 def test_rename_traces_hold_recoveries_restarts_and_failures() -> None:
     rng = random.Random(3)
-    traces = [trace for _ in range(150) for trace in rename_traces.traces(POOL, rng)]
+    traces = [trace for _ in range(400) for trace in rename_traces.traces(POOL, rng)]
     texts = [str(message.content) for trace in traces for message in trace.messages]
     for wanted in ("error: no file", "is not in your task", "syntax error, rolled back", ", next ", "0 hits"):
         assert any(wanted in text for text in texts), wanted
