@@ -237,7 +237,7 @@ def test_a_signal_stops_it_so_that_it_can_go_on(
         patched.setattr(house, "open_model", slow)
         assert demo(project) == 130
     assert started.is_set()
-    assert "perilune swarm resume" not in capsys.readouterr().out
+    assert "Go on with perilune swarm resume" not in capsys.readouterr().out
     assert demo(project) == 0
 
 

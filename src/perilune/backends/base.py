@@ -21,6 +21,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     context_length: int
     """Tokens, prompt and output together."""
     max_output_tokens: int
+    bytes_per_token: float = 4.0
+    """About how much text one token holds; for estimates only."""
     modalities: tuple[str, ...] = ("text",)
     sampling: Mapping[str, Any] = msgspec.field(default_factory=dict)
     """Effective sampling when the request names none: temperature_thinking, temperature_instant, top_p."""

@@ -21,6 +21,7 @@ from perilune.backends.served import (
     effective_sampling,
     model_folder,
     served_model,
+    with_density,
     within_context,
 )
 from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, TextPart, Usage
@@ -74,6 +75,7 @@ class EmbeddedBackend:
         folder = model_folder(settings)
         served = served_model(settings, folder, load_config(folder).max_position_embeddings)
         tokenizer = Tokenizer.load(served.folder)
+        served = with_density(served, tokenizer)
         options = EngineOptions(
             checkpoint=str(served.folder),
             dtype=settings.dtype,

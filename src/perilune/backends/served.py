@@ -18,6 +18,7 @@ import msgspec
 import perilune
 from perilune.backends.base import ModelEntry
 from perilune.chat.messages import Request
+from perilune.chat.tokenizer import Tokenizer
 from perilune.errors import CheckpointError, InputError
 from perilune.settings import Settings
 
@@ -25,6 +26,13 @@ BUNDLED = "nano_checkpoint"
 CARD = "perilune.json"
 K26_SAMPLING: Mapping[str, float] = {"temperature_thinking": 1.0, "temperature_instant": 0.6, "top_p": 0.95}
 LONGEST_OUTPUT = 32768
+DENSITY_SAMPLE = '''Find where a name is used, then change each place.
+{"name": "replace_word", "arguments": {"path": "src/parser/tokens.py", "line": 12}}
+def next_token(self, text: str) -> Token | None:
+    """The token that begins at this position."""
+    return self.tokens.get(text[self.position])
+'''
+"""Prose, JSON and code, as agents read and write them."""
 
 
 class _Card(msgspec.Struct, kw_only=True):
@@ -92,6 +100,14 @@ def within_context(served: Served, context: int) -> Served:
         max_output_tokens=min(entry.max_output_tokens, context),
     )
     return msgspec.structs.replace(served, entry=fitted)
+
+
+def with_density(served: Served, tokenizer: Tokenizer) -> Served:
+    """The same model, its entry saying how much text its tokens hold."""
+    density = round(len(DENSITY_SAMPLE.encode()) / len(tokenizer.encode(DENSITY_SAMPLE)), 2)
+    return msgspec.structs.replace(
+        served, entry=msgspec.structs.replace(served.entry, bytes_per_token=density)
+    )
 
 
 def bundled_folder() -> Path:

@@ -20,6 +20,7 @@ from perilune.swarm.events import Budget, SessionStarted
 from perilune.swarm.verify import RenameScope
 
 BYTES_PER_TOKEN = 4
+"""What the figures below are counted in; the sums are scaled to the model's own tokens."""
 MESSAGE_TOKENS = 5
 """What the template adds around one message, about."""
 HIT_TOKENS = 16
@@ -126,15 +127,16 @@ def _sum_up(
     started: SessionStarted, parts: Sequence[_Calls], agents: int, basis: str, prices: Prices
 ) -> Estimate:
     steps = sum(part.steps for part in parts)
+    scale = BYTES_PER_TOKEN / started.entry.bytes_per_token
     usage = Usage(
-        prompt_tokens=sum(part.prompt for part in parts),
-        cached_tokens=sum(part.cached for part in parts),
-        completion_tokens=sum(part.completion for part in parts),
+        prompt_tokens=round(scale * sum(part.prompt for part in parts)),
+        cached_tokens=round(scale * sum(part.cached for part in parts)),
+        completion_tokens=round(scale * sum(part.completion for part in parts)),
     )
     money = prices.charge(started.entry.price, usage)
     return Estimate(
         agents=agents,
-        live=min(agents, started.agents),
+        live=min(agents, started.agents, started.orchestrator.max_parallel_calls),
         steps=steps,
         prompt_tokens=usage.prompt_tokens,
         cached_tokens=usage.cached_tokens,
