@@ -12,7 +12,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from perilune import __version__
-from perilune.cli import chat, connect, demo, doctor, serve, swarm
+from perilune.cli import chat, checkpoint, connect, demo, doctor, inspect, serve, swarm
 from perilune.cli.flags import Commands, OneLineParser
 from perilune.errors import PeriluneError
 
@@ -69,7 +69,7 @@ def build_parser() -> OneLineParser:
     commands: Commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser
     )
-    for command in (doctor, serve, connect, swarm, chat, demo):
+    for command in (doctor, serve, connect, swarm, chat, inspect, checkpoint, demo):
         command.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=print_version)

@@ -6,7 +6,6 @@ text_config) and of DeepSeek-V3, whose architecture K2 shares.
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -15,9 +14,18 @@ from typing import Any
 
 from perilune.errors import CheckpointError
 from perilune.model.config_fields import Fields
+from perilune.model.json_files import read_object
 
+CONFIG_NAME = "config.json"
+MAX_CONFIG_BYTES = 16 * 1024 * 1024
+MAX_LAYERS = 4096
+MAX_EXPERTS = 200_000
+"""Over all layers; K2.6 has 23,040. A config that claims more is damaged, and would be listed for hours."""
 WRAPPED_TYPES = ("kimi_k25",)
 BARE_TYPES = ("kimi_k2", "deepseek_v3")
+LEAST_THETA = 1.001
+LEAST_BETA = 1e-6
+"""Logarithms and quotients of these are taken."""
 
 
 @dataclass(frozen=True)
@@ -120,20 +128,17 @@ def load_config(folder: Path, *, latent_norm_eps: float | None = None) -> TextCo
 
     Raises CheckpointError naming the field and the mend.
     """
-    path = folder / "config.json"
+    return parse_config(read_config(folder), latent_norm_eps=latent_norm_eps)
+
+
+def read_config(folder: Path, name: str = CONFIG_NAME) -> dict[str, Any]:
+    """The config as it stands. Raises CheckpointError naming the file and the mend."""
     try:
-        document = json.loads(path.read_text(encoding="utf-8"))
+        return read_object(folder / name, MAX_CONFIG_BYTES)
     except FileNotFoundError as error:
         raise CheckpointError(
-            "no config.json", field=str(folder), mend="give the folder that holds the checkpoint"
+            f"no {name}", field=str(folder), mend="give the folder that holds the checkpoint"
         ) from error
-    except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
-        raise CheckpointError(
-            f"not readable as JSON: {error}", field=str(path), mend="copy the file again from its source"
-        ) from error
-    if not isinstance(document, dict):
-        raise CheckpointError("must hold a JSON object", field=str(path), mend="copy the file again")
-    return parse_config(document, latent_norm_eps=latent_norm_eps)
 
 
 def parse_config(document: Mapping[str, Any], *, latent_norm_eps: float | None = None) -> TextConfig:
@@ -204,8 +209,8 @@ def _refuse_other_architectures(text: Fields) -> None:
 
 def _rope_theta(text: Fields) -> float:
     if text.given("rope_parameters"):
-        return text.section("rope_parameters").real("rope_theta")
-    return text.real("rope_theta")
+        return text.section("rope_parameters").real("rope_theta", least=LEAST_THETA)
+    return text.real("rope_theta", least=LEAST_THETA)
 
 
 def _yarn(text: Fields) -> Yarn | None:
@@ -220,10 +225,10 @@ def _yarn(text: Fields) -> Yarn | None:
     if kind != "yarn":
         raise rope.wrong("type", f"{kind!r} is not supported", "only yarn and default are")
     return Yarn(
-        factor=rope.real("factor"),
+        factor=rope.real("factor", least=1.0),
         original_max_position_embeddings=rope.whole("original_max_position_embeddings"),
-        beta_fast=rope.real("beta_fast", default=32.0),
-        beta_slow=rope.real("beta_slow", default=1.0),
+        beta_fast=rope.real("beta_fast", default=32.0, least=LEAST_BETA),
+        beta_slow=rope.real("beta_slow", default=1.0, least=LEAST_BETA),
         mscale=rope.real("mscale", default=1.0),
         mscale_all_dim=rope.real("mscale_all_dim", default=0.0),
     )
@@ -271,7 +276,17 @@ def _check_consistency(config: TextConfig) -> None:
             f"is {config.first_k_dense_replace} of num_hidden_layers {config.num_hidden_layers}",
             "it counts layers: at most num_hidden_layers",
         )
+    if config.num_hidden_layers > MAX_LAYERS:
+        refuse("num_hidden_layers", f"is {config.num_hidden_layers}", f"at most {MAX_LAYERS} are read")
+    if len(config.moe_layers) * config.n_routed_experts > MAX_EXPERTS:
+        refuse(
+            "n_routed_experts",
+            f"is {config.n_routed_experts} in each of {len(config.moe_layers)} layers",
+            f"at most {MAX_EXPERTS:,} over all layers are read",
+        )
     packed = config.quantization
+    if packed and packed.group_size % 8:
+        refuse("group_size", f"{packed.group_size} is not a multiple of 8", "eight weights share a word")
     for name in ("hidden_size", "moe_intermediate_size") if packed else ():
         width = getattr(config, name)
         if packed and width % packed.group_size:

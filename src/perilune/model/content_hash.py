@@ -43,15 +43,33 @@ def write_list(folder: Path) -> None:
     (folder / LIST_NAME).write_text("".join(lines), encoding="utf-8")
 
 
-def _compare(folder: Path, digests: dict[str, str]) -> None:
+def read_list(folder: Path) -> dict[str, str]:
+    """File name -> hex digest as LIST_NAME says; empty when there is none.
+
+    Raises CheckpointError when it cannot be read or names a file outside the folder.
+    """
     path = folder / LIST_NAME
     if not path.exists():
-        return
+        return {}
     try:
         rows = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line]
     except (OSError, UnicodeDecodeError) as error:
         raise CheckpointError(f"not readable: {error}", field=str(path), mend="copy it again") from error
     listed = {row[1].lstrip("*"): row[0] for row in rows if len(row) == 2}
+    for name in listed:
+        if Path(name).name != name or not name.isprintable() or name == "..":
+            raise CheckpointError(
+                f"{LIST_NAME} names {name!r}, which is not a file of this folder",
+                field=str(path),
+                mend="do not use this checkpoint",
+            )
+    return listed
+
+
+def _compare(folder: Path, digests: dict[str, str]) -> None:
+    listed = read_list(folder)
+    if not listed and not (folder / LIST_NAME).exists():
+        return
     for name, digest in digests.items():
         if listed.get(name) != digest:
             raise CheckpointError(

@@ -49,6 +49,37 @@ def quantise(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
     return values.to(torch.int8).flatten(-2), scale
 
 
+def requantise(weight: Tensor, group_size: int) -> tuple[Tensor, Tensor]:
+    """As quantise, but groups that were INT4 before get scales that give exactly the same weights again.
+
+    A group's largest weight is k * scale for a k in 1..8; each is tried, with the neighbours that the
+    rounding to BF16 may have moved it by. Groups that no scale gives exactly are quantised anew.
+    weight [rows, in] -> q int8 [rows, in], scale BF16 [rows, in / group_size].
+    """
+    values, scale = quantise(weight, group_size)
+    groups = _by(group_size, weight.float()).reshape(-1, group_size)
+    q, s = values.view(-1, group_size), scale.view(-1).float()
+    left = (~_gives(q, s, groups)).nonzero().flatten()
+    for steps in range(8, 0, -1):
+        near = (groups[left].abs().amax(dim=-1) / steps).to(torch.bfloat16)
+        for nudge in (0, -1, 1):
+            tried = (near.view(torch.int16) + nudge).view(torch.bfloat16).float()
+            for sign in (1, -1):
+                candidate = (groups[left] * sign / tried[:, None]).round().clamp(LOWEST, HIGHEST)
+                fits = candidate.to(torch.int8)
+                exact = _gives(fits, tried * sign, groups[left])
+                q[left[exact]], s[left[exact]] = fits[exact], tried[exact] * sign
+                left, near, tried = left[~exact], near[~exact], tried[~exact]
+            if not len(left):
+                return values, s.to(torch.bfloat16).view(scale.shape)
+    return values, s.to(torch.bfloat16).view(scale.shape)
+
+
+def _gives(values: Tensor, scale: Tensor, want: Tensor) -> Tensor:
+    """[n] bool: whether q [n, group] times its scale [n], rounded to BF16, is exactly `want`."""
+    return ((values.float() * scale[:, None]).to(torch.bfloat16).float() == want).all(dim=-1)
+
+
 def fake_quantise(weight: Tensor, group_size: int) -> Tensor:
     """The weight as INT4 would store it, in weight's dtype; its gradient passes straight through."""
     with torch.no_grad():

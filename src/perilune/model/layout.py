@@ -1,6 +1,6 @@
-"""Which tensors the official checkpoint of a text decoder holds, by name, shape and stored type.
+"""Which tensors an official checkpoint holds, by name, shape and stored type.
 
-Imports no torch. Names are without the `language_model.` prefix.
+Imports no torch. Names are plain names (model/names.py).
 """
 
 from __future__ import annotations
@@ -10,12 +10,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from perilune.model.config import TextConfig
+from perilune.model.headers import ITEM_BYTES
+from perilune.model.vision_config import VisionConfig
 
-ITEM_BYTES = {"BF16": 2, "F16": 2, "F32": 4, "I32": 4, "I64": 8}
 PACKED_SUFFIXES = ("weight_packed", "weight_scale", "weight_shape")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class TensorSpec:
     """One tensor as the official checkpoint stores it."""
 
@@ -26,6 +27,20 @@ class TensorSpec:
     @property
     def nbytes(self) -> int:
         return math.prod(self.shape) * ITEM_BYTES[self.dtype]
+
+    @property
+    def parameters(self) -> int:
+        """Weights it stands for: eight to a packed word, none in scales and stored shapes."""
+        if self.name.endswith(PACKED_SUFFIXES):
+            return math.prod(self.shape) * 8 if self.name.endswith("weight_packed") else 0
+        return math.prod(self.shape)
+
+
+def all_tensors(config: TextConfig, vision: VisionConfig | None) -> Iterator[TensorSpec]:
+    """Text model, then vision tower and projector if there are any."""
+    yield from text_tensors(config)
+    if vision is not None:
+        yield from vision_tensors(vision)
 
 
 def text_tensors(config: TextConfig) -> Iterator[TensorSpec]:
@@ -52,13 +67,47 @@ def expert_shapes(config: TextConfig) -> dict[str, tuple[int, int]]:
 
 def text_parameters(config: TextConfig) -> int:
     """Weights of the text model, selection biases included, INT4 scales not."""
-    total = 0
-    for spec in text_tensors(config):
-        if spec.name.endswith("weight_packed"):
-            total += math.prod(spec.shape) * 8
-        elif not spec.name.endswith(("weight_scale", "weight_shape")):
-            total += math.prod(spec.shape)
-    return total
+    return sum(spec.parameters for spec in text_tensors(config))
+
+
+def active_parameters(config: TextConfig) -> int:
+    """Weights of the text model that one token is multiplied with: its embedding is only looked up."""
+    idle = config.n_routed_experts - config.num_experts_per_tok
+    expert = sum(rows * columns for rows, columns in expert_shapes(config).values())
+    table = config.vocab_size * config.hidden_size
+    return text_parameters(config) - table - len(config.moe_layers) * idle * expert
+
+
+def vision_tensors(vision: VisionConfig) -> Iterator[TensorSpec]:
+    """The vision tower and the projector behind it."""
+    width, inner = vision.hidden_size, vision.intermediate_size
+    embed = "vision_tower.patch_embed."
+    yield TensorSpec(f"{embed}proj.weight", (width, 3, vision.patch_size, vision.patch_size))
+    yield TensorSpec(f"{embed}proj.bias", (width,))
+    yield TensorSpec(f"{embed}pos_emb.weight", (vision.pos_emb_height, vision.pos_emb_width, width))
+    for index in range(vision.num_hidden_layers):
+        block = f"vision_tower.encoder.blocks.{index}."
+        yield from _norm(f"{block}norm0", width)
+        yield from _norm(f"{block}norm1", width)
+        yield from _linear(f"{block}wqkv", 3 * width, width)
+        yield from _linear(f"{block}wo", width, width)
+        yield from _linear(f"{block}mlp.fc0", inner, width)
+        yield from _linear(f"{block}mlp.fc1", width, inner)
+    yield from _norm("vision_tower.encoder.final_layernorm", width)
+    yield from _norm("mm_projector.pre_norm", width)
+    merged = width * vision.merge_height * vision.merge_width
+    yield from _linear("mm_projector.proj.0", merged, merged)
+    yield from _linear("mm_projector.proj.2", vision.text_hidden_size, merged)
+
+
+def _norm(name: str, width: int) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", (width,))
+    yield TensorSpec(f"{name}.bias", (width,))
+
+
+def _linear(name: str, rows: int, columns: int) -> Iterator[TensorSpec]:
+    yield TensorSpec(f"{name}.weight", (rows, columns))
+    yield TensorSpec(f"{name}.bias", (rows,))
 
 
 def _layer(config: TextConfig, index: int) -> Iterator[TensorSpec]:

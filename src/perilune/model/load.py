@@ -11,14 +11,13 @@ from perilune.errors import CheckpointError
 from perilune.model.checkpoint import Checkpoint
 from perilune.model.config import TextConfig, load_config
 from perilune.model.content_hash import content_hash
-from perilune.model.int4 import dequantise
 from perilune.model.layout import expert_shapes, text_parameters
-from perilune.model.text import TextDecoder
+from perilune.model.mapped_experts import FLOATS, MappedExperts, expert_matrix
+from perilune.model.text import MoE, TextDecoder
 
 MAX_LOADED_BYTES = 16 * 1024**3
 """Most bytes of weights that are unpacked into memory. K2.6 itself would need 2,053 GB as BF16: running it
 from its packed experts is not in this build, and load_model says so."""
-FLOATS = ("BF16", "F16", "F32")
 
 
 def load_model(
@@ -27,18 +26,24 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     latent_norm_eps: float | None = None,
+    experts_in_place: bool = False,
 ) -> TextDecoder:
     """The decoder in evaluation mode, its weights as `dtype`; INT4 experts are dequantised here.
 
+    With `experts_in_place` they stay in their files instead, and a token reads those it is sent to: far
+    less memory, far more work per token (model/mapped_experts.py; CPU only).
     `decoder.content_hash` is the hash of what was read. Raises CheckpointError naming file or tensor.
     """
     folder = Path(folder)
     config = load_config(folder, latent_norm_eps=latent_norm_eps)
-    _refuse_too_large(config, dtype)
+    _refuse_too_large(config, dtype, experts_in_place)
     identity = content_hash(folder)
     checkpoint = Checkpoint.open(folder)
     with torch.device("meta"):
         decoder = TextDecoder(config)
+    if experts_in_place:
+        for index in config.moe_layers:
+            decoder.model.layers[index].mlp.experts = MappedExperts(checkpoint, config, index)
     state = {
         name: _tensor(checkpoint, config, name, tuple(want.shape), dtype).to(device)
         for name, want in decoder.state_dict().items()
@@ -49,8 +54,26 @@ def load_model(
     return decoder
 
 
-def _refuse_too_large(config: TextConfig, dtype: torch.dtype) -> None:
-    needed = text_parameters(config) * dtype.itemsize
+def load_moe(checkpoint: Checkpoint, config: TextConfig, layer: int, dtype: torch.dtype) -> MoE:
+    """One expert layer alone: router and shared expert in memory, routed experts in their files."""
+    with torch.device("meta"):
+        moe = MoE(config)
+    moe.experts = MappedExperts(checkpoint, config, layer)
+    prefix = f"model.layers.{layer}.mlp."
+    state = {
+        name: _tensor(checkpoint, config, f"{prefix}{name}", tuple(want.shape), dtype)
+        for name, want in moe.state_dict().items()
+    }
+    moe.load_state_dict(state, assign=True)
+    return moe.requires_grad_(False).eval()
+
+
+def _refuse_too_large(config: TextConfig, dtype: torch.dtype, experts_in_place: bool) -> None:
+    parameters = text_parameters(config)
+    if experts_in_place:
+        expert = sum(rows * columns for rows, columns in expert_shapes(config).values())
+        parameters -= len(config.moe_layers) * config.n_routed_experts * expert
+    needed = parameters * dtype.itemsize
     if needed > MAX_LOADED_BYTES:
         raise CheckpointError(
             f"needs {needed / 1e9:,.0f} GB as {str(dtype).removeprefix('torch.')}, "
@@ -72,31 +95,6 @@ def _tensor(
     stacked = torch.empty(shape, dtype=dtype)
     parts = ("gate_proj", "up_proj") if last == "gate_up_proj" else ("down_proj",)
     for expert in range(config.n_routed_experts):
-        matrices = [_expert_matrix(checkpoint, config, f"{prefix}.{expert}.", part) for part in parts]
+        matrices = [expert_matrix(checkpoint, config, f"{prefix}.{expert}.", part) for part in parts]
         torch.cat([matrix.to(dtype) for matrix in matrices], out=stacked[expert])
     return stacked
-
-
-def _expert_matrix(checkpoint: Checkpoint, config: TextConfig, prefix: str, part: str) -> Tensor:
-    """One expert's matrix [out, in]. What is stored decides: packed if `weight_packed` is there."""
-    rows, columns = expert_shapes(config)[part]
-    name = f"{prefix}{part}"
-    if f"{name}.weight_packed" not in checkpoint:
-        return checkpoint.get(f"{name}.weight", (rows, columns), FLOATS)
-    if config.quantization is None:
-        raise CheckpointError(
-            "is packed, but config.json has no quantization_config",
-            field=f"{name}.weight_packed",
-            mend="use the config.json that came with the files",
-        )
-    groups = columns // config.quantization.group_size
-    packed = checkpoint.get(f"{name}.weight_packed", (rows, columns // 8), ("I32",))
-    scale = checkpoint.get(f"{name}.weight_scale", (rows, groups), ("BF16",))
-    stored = checkpoint.get(f"{name}.weight_shape", (2,), ("I32", "I64")).tolist()
-    if stored != [rows, columns]:
-        raise CheckpointError(
-            f"says {stored}, config.json says {[rows, columns]}",
-            field=f"{name}.weight_shape",
-            mend="use the config.json that came with the files",
-        )
-    return dequantise(packed, scale)

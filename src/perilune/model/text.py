@@ -214,6 +214,10 @@ class Experts(nn.Module):
         group = self.int4_group_size
         return fake_quantise(self.gate_up_proj, group), fake_quantise(self.down_proj, group)
 
+    def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
+        """x [n, hidden], chosen and weights [n, k] -> [n, hidden]."""
+        return routed_experts(x, chosen, weights, *self.weights())
+
 
 class MoE(nn.Module):
     """Routed experts plus the shared expert, which is neither gated nor scaled."""
@@ -227,6 +231,6 @@ class MoE(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         chosen, weights = self.gate(x)
-        routed = routed_experts(x, chosen, weights, *self.experts.weights())
+        routed = self.experts(x, chosen, weights)
         out: Tensor = routed + self.shared_experts(x)
         return out

@@ -2,22 +2,25 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor
 
 from perilune.errors import CheckpointError
-from perilune.model.checkpoint import INDEX_NAME, PREFIX
-from perilune.model.config import Int4, TextConfig
+from perilune.model.checkpoint import DTYPES
+from perilune.model.config import CONFIG_NAME, Int4, TextConfig
 from perilune.model.content_hash import LIST_NAME, write_list
+from perilune.model.headers import INDEX_NAME
 from perilune.model.int4 import pack, quantise
+from perilune.model.layout import TensorSpec
+from perilune.model.names import PREFIX
+from perilune.model.shards import write_json, write_shards
 from perilune.model.text import TextDecoder
 
+STORED = {dtype: name for name, dtype in DTYPES.items()}
 IGNORE = (
     "lm_head",
     "re:.*self_attn.*",
@@ -46,15 +49,10 @@ def write_checkpoint(
     folder.mkdir(parents=True, exist_ok=True)
     for stale in (folder / LIST_NAME, folder / INDEX_NAME, *folder.glob("model-*-of-*.safetensors")):
         stale.unlink(missing_ok=True)
-    shards = list(_shards(official_tensors(state, config), shard_bytes))
-    weight_map, total = {}, 0
-    for number, shard in enumerate(shards, start=1):
-        file = f"model-{number:05d}-of-{len(shards):06d}.safetensors"
-        save_file(shard, folder / file, metadata={"format": "pt"})
-        weight_map.update(dict.fromkeys(shard, file))
-        total += sum(tensor.nbytes for tensor in shard.values())
-    _write_json(folder / "config.json", official_config(config) | dict(extra or {}))
-    _write_json(folder / INDEX_NAME, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    tensors = dict(official_tensors(state, config))
+    specs = [TensorSpec(name, tuple(one.shape), STORED[one.dtype]) for name, one in tensors.items()]
+    write_json(folder / CONFIG_NAME, official_config(config) | dict(extra or {}))
+    write_shards(folder, specs, lambda spec: (tensors[spec.name],), shard_bytes=shard_bytes)
     write_list(folder)
 
 
@@ -95,7 +93,7 @@ def official_config(config: TextConfig) -> dict[str, Any]:
     text |= {name: value for name, value in vars(config).items() if name not in apart}
     text["rope_scaling"] = {"type": "yarn", **vars(config.yarn)} if config.yarn else None
     if config.quantization:
-        text["quantization_config"] = _quantization_config(config.quantization)
+        text["quantization_config"] = quantization_document(config.quantization)
     return {
         "architectures": ["KimiK25ForConditionalGeneration"],
         "model_type": "kimi_k25",
@@ -135,20 +133,9 @@ def _expert_matrix(name: str, matrix: Tensor, packing: Int4 | None) -> Iterator[
     yield f"{name}.weight_shape", torch.tensor(matrix.shape, dtype=torch.int32)
 
 
-def _shards(tensors: Iterator[tuple[str, Tensor]], most: int) -> Iterator[dict[str, Tensor]]:
-    """Fill shards up to `most` bytes; a tensor is never divided."""
-    shard: dict[str, Tensor] = {}
-    size = 0
-    for name, tensor in tensors:
-        if shard and size + tensor.nbytes > most:
-            yield shard
-            shard, size = {}, 0
-        shard[name] = tensor
-        size += tensor.nbytes
-    yield shard
-
-
-def _quantization_config(packing: Int4) -> dict[str, Any]:
+def quantization_document(packing: Int4 | None = None) -> dict[str, Any]:
+    """The `quantization_config` entry; without a packing, the official one."""
+    packing = packing or Int4()
     weights = {
         "actorder": None,
         "dynamic": False,
@@ -173,7 +160,3 @@ def _quantization_config(packing: Int4) -> dict[str, Any]:
         "quant_method": "compressed-tensors",
         "quantization_status": "compressed",
     }
-
-
-def _write_json(path: Path, document: Mapping[str, Any]) -> None:
-    path.write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
