@@ -45,6 +45,9 @@ REQUIRED = (
 )
 STOPS = (IM_END, "[EOS]", "[EOT]")
 """Older K2 configurations end an answer by the other two."""
+MOST_TOKENS = 2**24
+MOST_BYTES = 256 * 1024**2
+"""Above these a file is damaged; K2's have 163,840 tokens and 2.8 MB."""
 NEVER_SAMPLED = (
     *(IM_USER, IM_ASSISTANT, IM_SYSTEM, IM_MIDDLE, "[BOS]", "[UNK]", "[PAD]"),
     *("<|start_header_id|>", "<|end_header_id|>"),
@@ -150,11 +153,15 @@ class _Config(msgspec.Struct):
 
 def _read(path: Path) -> bytes:
     try:
-        return path.read_bytes()
+        with path.open("rb") as file:
+            content = file.read(MOST_BYTES + 1)
     except OSError as error:
         raise TokenizerError(
             f"cannot read {path}: {error.strerror}", mend="put the model's tokenizer files there"
         ) from error
+    if len(content) > MOST_BYTES:
+        raise TokenizerError(f"{path} is larger than {MOST_BYTES:,} bytes", mend="copy the file again")
+    return content
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
@@ -178,6 +185,8 @@ def _read_specials(path: Path, first: int) -> dict[str, int]:
         raise TokenizerError(f"{path} is not a tokenizer configuration: {error}") from error
     names = {token: added.content for token, added in config.added_tokens_decoder.items()}
     end = max(names, default=first - 1) + 1
+    if end > MOST_TOKENS:
+        raise TokenizerError(f"{path} names id {end - 1}, and no vocabulary is so large")
     if low := [token for token in names if token < first]:
         raise TokenizerError(f"{path} names id {low[0]}, which is one of the {first} text tokens")
     return {names.get(token, f"<|reserved_token_{token}|>"): token for token in range(first, end)}

@@ -42,8 +42,9 @@ def load_model(
     with torch.device("meta"):
         decoder = TextDecoder(config)
     if experts_in_place:
-        for index in config.moe_layers:
-            decoder.model.layers[index].mlp.experts = MappedExperts(checkpoint, config, index)
+        layers = [module for module in decoder.modules() if isinstance(module, MoE)]
+        for moe, index in zip(layers, config.moe_layers, strict=True):
+            moe.experts = MappedExperts(checkpoint, config, index)
     state = {
         name: _tensor(checkpoint, config, name, tuple(want.shape), dtype).to(device)
         for name, want in decoder.state_dict().items()

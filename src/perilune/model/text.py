@@ -225,7 +225,7 @@ class MoE(nn.Module):
     def __init__(self, config: TextConfig) -> None:
         super().__init__()
         self.gate = Router(config)
-        self.experts = Experts(config)
+        self.experts: nn.Module = Experts(config)
         shared_width = config.moe_intermediate_size * config.n_shared_experts
         self.shared_experts = MLP(config.hidden_size, shared_width)
 
