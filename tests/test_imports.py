@@ -67,6 +67,13 @@ TORCH_FREE = (
     "model/__init__.py",
     "model/config.py",
     "model/content_hash.py",
+    "model/config_fields.py",
+    "model/headers.py",
+    "model/inspection.py",
+    "model/json_files.py",
+    "model/layout.py",
+    "model/names.py",
+    "model/vision_config.py",
 )
 
 

@@ -16,6 +16,12 @@ LIGHT_ALL_THE_SAME = {
     "model/config.py",
     "model/config_fields.py",
     "model/content_hash.py",
+    "model/headers.py",
+    "model/inspection.py",
+    "model/json_files.py",
+    "model/layout.py",
+    "model/names.py",
+    "model/vision_config.py",
 }
 
 PROGRAM = """

@@ -93,3 +93,11 @@ def test_an_id_that_no_vocabulary_has_is_refused_at_once(tmp_path: Path) -> None
     (tmp_path / CONFIG_FILE).write_text(json.dumps(document))
     with pytest.raises(TokenizerError, match="no vocabulary is so large"):
         Tokenizer.load(tmp_path)
+
+
+def test_names_that_are_not_utf8_are_refused(tmp_path: Path) -> None:
+    """They once came out as Python's own error."""
+    write_byte_tokenizer(tmp_path)
+    (tmp_path / CONFIG_FILE).write_bytes(CONFIG.replace(b'"[BOS]"', b'"\x80[BOS]"', 1))
+    with pytest.raises(TokenizerError, match="is not a tokenizer configuration"):
+        Tokenizer.load(tmp_path)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,8 @@ from perilune.model.make import make_checkpoint
 from perilune.model.shapes import SHAPES
 from perilune.model.tiny import write_tiny_checkpoint
 
-OFFICIAL = Path(__file__).parents[3] / "shared" / "data" / "k26-tokenizer"
+_NAMED = os.environ.get("PERILUNE_K26_TOKENIZER")
+OFFICIAL = Path(_NAMED or Path(__file__).resolve().parents[3] / "shared" / "data" / "k26-tokenizer")
 P = "language_model."
 NORM = f"{P}model.norm.weight"
 SCALE = f"{P}model.layers.1.mlp.experts.5.gate_proj.weight_scale"

@@ -181,7 +181,7 @@ def _read_specials(path: Path, first: int) -> dict[str, int]:
     """Named control tokens, and `<|reserved_token_ID|>` for the ids between them."""
     try:
         config = msgspec.json.decode(_read(path), type=_Config, strict=False)
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
         raise TokenizerError(f"{path} is not a tokenizer configuration: {error}") from error
     names = {token: added.content for token, added in config.added_tokens_decoder.items()}
     end = max(names, default=first - 1) + 1
