@@ -25,10 +25,10 @@ def pack(values: Tensor) -> Tensor:
 
 def unpack(packed: Tensor) -> Tensor:
     """int32 [..., words] -> int8 q in -8..7, [..., words * 8]."""
-    shifts = torch.arange(PER_WORD, dtype=torch.int32, device=packed.device) * 4
-    # The right shift copies the sign bit; the mask takes it off again.
-    nibbles = (packed[..., None] >> shifts) & 0xF
-    return (nibbles + LOWEST).to(torch.int8).flatten(-2)
+    # Little-endian: the low nibble of a byte is the earlier column.
+    raw = packed.contiguous().view(torch.uint8)
+    nibbles = torch.stack((raw & 0xF, raw >> 4), dim=-1).flatten(-2)
+    return nibbles.view(torch.int8) + LOWEST
 
 
 def dequantise(packed: Tensor, scale: Tensor) -> Tensor:
