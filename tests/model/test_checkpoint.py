@@ -216,7 +216,7 @@ def _no_files(folder: Path) -> None:
 @pytest.mark.parametrize(
     ("damage", "says"),
     [
-        (_truncate, ["model.norm.weight", "truncated", "model-0000"]),
+        (_truncate, ["lm_head.weight", "truncated", "model-0000"]),
         (_cut_header, ["model-0000", "truncated or not safetensors"]),
         (_empty, ["model-0000", "truncated or not safetensors"]),
         (_huge_header, ["model-0000", "truncated or not safetensors"]),

@@ -261,3 +261,13 @@ def test_pages_can_be_given_back_while_tensors_are_held(tmp_path: Path) -> None:
     before = held.clone()
     checkpoint.forget()
     assert torch.equal(held, before)
+
+
+def test_pages_are_given_back_only_above_the_bound(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path)
+    checkpoint = Checkpoint.open(tmp_path)
+    written = checkpoint.get("model.norm.weight").fill_(7)
+    checkpoint.forget(above=written.nbytes)
+    assert (checkpoint.get("model.norm.weight") == 7).all()
+    checkpoint.forget(above=written.nbytes)
+    assert not (checkpoint.get("model.norm.weight") == 7).any()

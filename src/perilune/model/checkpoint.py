@@ -20,6 +20,9 @@ from perilune.model.names import plain_name
 
 __all__ = ["INDEX_NAME", "Checkpoint"]
 
+RESIDENT_BYTES = 256 * 1024**2
+"""What whoever reads on and on keeps of the pages read: the argument of `forget`."""
+
 DTYPES = {
     "F64": torch.float64,
     "F32": torch.float32,
@@ -41,6 +44,8 @@ class Checkpoint:
         self.folder = folder
         self.entries = entries
         self._maps: dict[Path, mmap.mmap] = {}
+        self._handed_out = 0
+        """Bytes handed out since `forget`: at most so many are resident."""
 
     @classmethod
     def open(cls, folder: Path) -> Checkpoint:
@@ -87,10 +92,16 @@ class Checkpoint:
             raise self._differs(name, entry, f"is stored as {entry.dtype}, readable are {', '.join(dtypes)}")
         return self._mapped(entry)
 
-    def forget(self) -> None:
-        """Give back the memory of the pages read so far; tensors handed out stay valid and read again."""
+    def forget(self, above: int = 0) -> None:
+        """Give back the memory of the pages read so far, once more than `above` bytes were handed out.
+
+        Tensors handed out stay valid and are read again; what was written to them is lost.
+        """
+        if self._handed_out <= above:
+            return
         for mapped in self._maps.values():
             mapped.madvise(mmap.MADV_DONTNEED)
+        self._handed_out = 0
 
     def _differs(self, name: str, entry: TensorEntry, problem: str) -> CheckpointError:
         return CheckpointError(
@@ -105,6 +116,7 @@ class Checkpoint:
             return torch.empty(entry.shape, dtype=dtype)
         if entry.file not in self._maps:
             self._maps[entry.file] = _map_file(entry.file)
+        self._handed_out += entry.nbytes
         raw = torch.frombuffer(
             self._maps[entry.file], dtype=torch.uint8, count=entry.nbytes, offset=entry.offset
         )

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from perilune.errors import CheckpointError
-from perilune.model.checkpoint import Checkpoint
+from perilune.model.checkpoint import RESIDENT_BYTES, Checkpoint
 from perilune.model.config import CONFIG_NAME, TextConfig, parse_config, read_config
 from perilune.model.content_hash import LIST_NAME, content_hash, write_list
 from perilune.model.headers import INDEX_NAME
@@ -31,8 +31,6 @@ from perilune.model.vision_config import parse_vision
 
 ENTRY_NAME = "perilune.json"
 WEIGHT_FILES = (".safetensors", ".bin", ".pt", ".pth", ".gguf")
-FORGET_EVERY = 256 * 1024**2
-"""Bytes read before the pages they lay in are given back."""
 
 
 def convert(
@@ -85,13 +83,9 @@ class _Pieces:
         self._new = new
         self._packed: tuple[str, Tensor, Tensor] | None = None
         """The matrix packed last: its scale is asked for next."""
-        self._read = 0
 
     def __call__(self, spec: TensorSpec) -> Iterable[Tensor]:
-        self._read += spec.nbytes
-        if self._read > FORGET_EVERY:
-            self._checkpoint.forget()
-            self._read = 0
+        self._checkpoint.forget(RESIDENT_BYTES)
         name = plain_name(spec.name)
         if name in self._checkpoint:
             return _rows(self._checkpoint.get(name, spec.shape))
@@ -116,7 +110,7 @@ def _rows(tensor: Tensor) -> Iterator[Tensor]:
     if not tensor.dim():
         yield tensor
         return
-    step = max(1, FORGET_EVERY * len(tensor) // max(1, tensor.nbytes))
+    step = max(1, RESIDENT_BYTES * len(tensor) // max(1, tensor.nbytes))
     for start in range(0, len(tensor), step):
         yield tensor[start : start + step]
 

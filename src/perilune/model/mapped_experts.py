@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from perilune.errors import CheckpointError
-from perilune.model.checkpoint import Checkpoint
+from perilune.model.checkpoint import RESIDENT_BYTES, Checkpoint
 from perilune.model.config import TextConfig
 from perilune.model.int4 import dequantise
 from perilune.model.layout import expert_shapes
@@ -36,6 +36,7 @@ class MappedExperts(nn.Module):
             inner = F.silu(self._times(some, expert, "gate_proj")) * self._times(some, expert, "up_proj")
             answer = self._times(inner, expert, "down_proj")
             out.index_add_(0, rows, answer * weights[rows, places, None].to(answer.dtype))
+            self._checkpoint.forget(RESIDENT_BYTES)
         return out
 
     def _times(self, x: Tensor, expert: int, part: str) -> Tensor:

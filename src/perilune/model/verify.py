@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from perilune.errors import CheckpointError
-from perilune.model.checkpoint import Checkpoint
+from perilune.model.checkpoint import RESIDENT_BYTES, Checkpoint
 from perilune.model.config import TextConfig
 from perilune.model.content_hash import LIST_NAME, read_list
 from perilune.model.headers import TensorEntry
@@ -23,8 +23,6 @@ from perilune.model.layout import expert_shapes
 from perilune.model.names import is_computed
 
 PIECE_BYTES = 64 * 1024**2
-FORGET_EVERY = 256 * 1024**2
-"""Bytes read before the pages they lay in are given back."""
 FLOATS = ("BF16", "F16", "F32", "F64")
 
 
@@ -75,15 +73,11 @@ def verify(folder: Path, told: Callable[[str], None] = lambda _: None) -> Verifi
 def _read_values(folder: Path, config: TextConfig) -> Iterator[tuple[str, list[Fault]]]:
     """Every tensor whose values can be wrong in themselves, and what is wrong with them."""
     checkpoint = Checkpoint.open(folder)
-    read = 0
     for name, entry in checkpoint.entries.items():
         if is_computed(name) or not (entry.dtype in FLOATS or name.endswith("weight_shape")):
             continue
         yield name, list(_value_faults(checkpoint, name, entry, config))
-        read += entry.nbytes
-        if read > FORGET_EVERY:
-            checkpoint.forget()
-            read = 0
+        checkpoint.forget(RESIDENT_BYTES)
 
 
 def _hash_faults(folder: Path, name: str, digest: str) -> Iterator[Fault]:
