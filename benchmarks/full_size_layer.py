@@ -1,6 +1,6 @@
 """One expert layer of K2.6's full size: made at random, then a token sent through its eight experts.
 
-Makes about 9.6 GB of files (`perilune checkpoint make`), which are removed again unless --folder names where
+Makes about 9.8 GB of files (`perilune checkpoint make`), which are removed again unless --folder names where
 to keep them. The token runs in a process of its own, whose peak memory is what is measured: the experts
 stay in their files. --quick takes a layer a thousand times smaller.
 """
