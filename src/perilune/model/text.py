@@ -42,10 +42,23 @@ class TextDecoder(nn.Module):
             if parameter.dim() > 1:
                 nn.init.normal_(parameter, std=config.initializer_range)
 
-    def forward(self, tokens: Tensor, positions: Tensor, attend: Attention) -> Tensor:
-        """tokens [n] and positions [n] (int64) -> final normalised hidden states [n, hidden]."""
+    def forward(
+        self,
+        tokens: Tensor,
+        positions: Tensor,
+        attend: Attention,
+        placed: tuple[Tensor, Tensor] | None = None,
+    ) -> Tensor:
+        """tokens [n] and positions [n] (int64) -> final normalised hidden states [n, hidden].
+
+        `placed` are rows [m] (int64) and embeddings [m, hidden] that stand there instead of the tokens':
+        what was seen.
+        """
         turns = self._rotary.turns(positions)
         x = self.model.embed_tokens(tokens)
+        if placed is not None:
+            rows, embeddings = placed
+            x = x.index_copy(0, rows, embeddings.to(x.dtype))
         for layer in self.model.layers:
             x = layer(x, turns, attend)
         out: Tensor = self.model.norm(x)

@@ -77,11 +77,11 @@ def _check_consistency(config: VisionConfig, fields: Fields, text: TextConfig) -
         raise fields.wrong(
             "vt_num_hidden_layers", f"is {config.num_hidden_layers}", f"at most {MAX_BLOCKS} are read"
         )
-    if config.hidden_size % (2 * config.num_attention_heads):
+    if config.hidden_size % (4 * config.num_attention_heads):
         raise fields.wrong(
             "vt_hidden_size",
-            f"{config.hidden_size} is not an even width for each of {config.num_attention_heads} heads",
-            "rotary positions turn pairs within a head",
+            f"{config.hidden_size} does not give each of {config.num_attention_heads} heads a multiple of 4",
+            "rotary positions turn a pair by the column and a pair by the row",
         )
     if config.text_hidden_size != text.hidden_size:
         raise fields.wrong(

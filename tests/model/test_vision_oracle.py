@@ -1,0 +1,135 @@
+"""Vision, and text with vision, against transformers' own K2.5 classes."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from perilune.model.attention import CausalAttention
+from perilune.model.load import load_model
+from perilune.model.load_vision import load_vision
+from perilune.model.make import make_checkpoint
+from perilune.model.shapes import TINY_VISION, vision_document
+from perilune.model.tiny import TINY
+from perilune.model.vision import Grid, Vision
+from perilune.model.vision_config import VisionConfig
+from perilune.model.writer import official_config
+
+pytestmark = [
+    pytest.mark.oracle,
+    # What other packages warn about while they import and build is not ours to mend.
+    pytest.mark.filterwarnings("ignore"),
+]
+
+PAD = TINY.vocab_size - 5
+TEXT = replace(TINY, quantization=None, num_hidden_layers=2)
+SHAPES = {
+    "tiny": TINY_VISION,
+    "one_head_of_72": replace(TINY_VISION, hidden_size=144, num_attention_heads=2, intermediate_size=80),
+    # transformers stretches square tables only.
+    "larger_table": replace(TINY_VISION, pos_emb_height=20, pos_emb_width=20, num_hidden_layers=3),
+}
+ITEMS = {
+    "stretched": [Grid(1, 6, 10)],
+    "table_as_it_is": [Grid(1, 8, 8)],
+    "one_token": [Grid(1, 2, 2)],
+    "several": [Grid(1, 4, 6), Grid(1, 12, 2), Grid(1, 8, 8)],
+    "clip_of_3": [Grid(3, 4, 6)],
+    "clips": [Grid(4, 6, 4), Grid(4, 6, 4)],
+}
+
+
+def write(folder: Path, vision: VisionConfig, seed: int) -> None:
+    document = official_config(TEXT) | {"vision_config": vision_document(vision)}
+    make_checkpoint(document, folder, seed=seed)
+
+
+def theirs(folder: Path, vision: VisionConfig) -> Any:
+    """transformers' model of the same files. It ignores the official names in vision_config."""
+    transformers = pytest.importorskip("transformers")
+    yarn = TEXT.yarn
+    assert yarn
+    apart = {"yarn", "quantization", "latent_norm_eps"}
+    text = {name: value for name, value in vars(TEXT).items() if name not in apart}
+    text |= {
+        "model_type": "deepseek_v3",
+        "num_key_value_heads": TEXT.num_attention_heads,
+        "n_group": 1,
+        "topk_group": 1,
+        "rope_scaling": {**vars(yarn), "type": "yarn"},
+    }
+    shape = vars(vision) | {"merge_kernel_size": [vision.merge_height, vision.merge_width]}
+    config = transformers.models.kimi_k25.Kimi_K25Config(
+        text_config=text,
+        vision_config=shape,
+        projection_hidden_size=vision.hidden_size,
+        projection_layer_norm_eps=vision.projector_ln_eps,
+        image_token_id=PAD,
+        video_token_id=PAD,
+        tie_word_embeddings=False,
+    )
+    model, report = transformers.models.kimi_k25.Kimi_K25ForConditionalGeneration.from_pretrained(
+        folder, config=config, dtype=torch.float32, attn_implementation="eager", output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    return model.eval()
+
+
+def pixels_of(grids: list[Grid]) -> list[Tensor]:
+    return [torch.rand(grid.patches, 3, 14, 14) * 2 - 1 for grid in grids]
+
+
+def see(vision: Vision, grids: list[Grid], pixels: list[Tensor]) -> Tensor:
+    return torch.cat([vision(one, grid) for one, grid in zip(pixels, grids, strict=True)])
+
+
+def their_features(model: Any, grids: list[Grid], pixels: Tensor) -> Tensor:
+    """Around get_video_features, whose split of the result is wrong for clips."""
+    seen = model.model.vision_tower(pixels, grid_thw=torch.tensor(grids))
+    out: Tensor = model.model.mm_projector(seen.pooler_output).squeeze(1)
+    return out
+
+
+def their_logits(model: Any, ids: Tensor, grids: list[Grid], pixels: Tensor) -> Tensor:
+    if all(grid.frames == 1 for grid in grids):
+        out = model(ids[None], pixel_values=pixels, image_grid_thw=torch.tensor(grids))
+    else:
+        outputs = pytest.importorskip("transformers.modeling_outputs")
+        features = their_features(model, grids, pixels)
+        seen = outputs.BaseModelOutputWithPooling(pooler_output=(features,))
+        out = model(ids[None], mm_encoder_outputs={"video": seen})
+    logits: Tensor = out.logits[0]
+    return logits
+
+
+@pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.parametrize("shape", SHAPES)
+@torch.no_grad()
+def test_features_and_logits_equal_transformers(shape: str, seed: int, tmp_path: Path) -> None:
+    """Every kind of item through the tower, and through the whole model among text."""
+    write(tmp_path, SHAPES[shape], seed)
+    model = theirs(tmp_path, SHAPES[shape])
+    vision = load_vision(tmp_path)
+    decoder = load_model(tmp_path, latent_norm_eps=1e-6)
+    assert vision
+    torch.manual_seed(seed)
+    for name, grids in ITEMS.items():
+        pixels = pixels_of(grids)
+        features = see(vision, grids, pixels)
+        assert features.std() > 0.01, name
+        assert (features - their_features(model, grids, torch.cat(pixels))).abs().max() <= 1e-4, name
+
+        before, after = torch.randint(0, 256, (2, 7))
+        ids = torch.cat([before, torch.full((len(features),), PAD), after])
+        want = their_logits(model, ids, grids, torch.cat(pixels))
+        rows = torch.arange(7, 7 + len(features))
+        attend = CausalAttention(1, len(ids))
+        got = decoder.logits(decoder(ids, torch.arange(len(ids)), attend, placed=(rows, features)))
+        assert want.abs().max() > 0.5, name
+        assert (got - want).abs().max() <= 1e-4, name
