@@ -33,6 +33,10 @@ LAW: dict[str, set[str]] = {
 }
 """Room -> rooms it may import, at module level and inside functions alike."""
 
+MEDIA = {"numpy", "PIL", "av"}
+MEDIA_FILES = ("chat/media.py", "chat/pictures.py", "chat/videos.py")
+"""Files that may use what `perilune[media]` installs."""
+
 EXCEPTIONS: dict[str, set[str]] = {
     "backends/embedded.py": {"engine", "model"},
 }
@@ -122,6 +126,7 @@ def breaches(found: Import) -> str | None:
         if top in sys.stdlib_module_names or room in ROOTS - OUTSIDE.keys():
             return None
         allowed = OUTSIDE[room] | (TORCH if found.file == "backends/embedded.py" else set())
+        allowed |= MEDIA if found.file in MEDIA_FILES else set()
         return None if top in allowed else f"{found.where}: not a package that {room} may use"
     target = room_of(found.module)
     if target in {room, "perilune", "__version__"}:  # the package itself holds only its version

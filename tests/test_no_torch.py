@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1] / "src" / "perilune"
-NEEDS_TORCH = ("model/", "engine/", "backends/embedded.py")
+NEEDS_TORCH = ("model/", "engine/", "backends/embedded.py", "chat/pictures.py", "chat/videos.py")
 LIGHT_ALL_THE_SAME = {
     "engine/__init__.py",
     "engine/client.py",
@@ -29,7 +29,7 @@ import importlib, sys
 
 class Blocked:
     def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] in ("torch", "safetensors", "llguidance", "numpy"):
+        if name.split(".")[0] in ("torch", "safetensors", "llguidance", "numpy", "PIL", "av"):
             raise ModuleNotFoundError(f"blocked: {name}", name=name)
 
 sys.meta_path.insert(0, Blocked())

@@ -30,8 +30,12 @@ from perilune.chat.tokenizer import (
     THINK,
     Tokenizer,
 )
-from perilune.errors import UnsupportedInput
+from perilune.errors import InputError, UnsupportedInput
 
+MEDIA_BEGIN = "<|media_begin|>"
+MEDIA_CONTENT = "<|media_content|>"
+MEDIA_PAD = "<|media_pad|>"
+MEDIA_END = "<|media_end|>"
 DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 
 
@@ -53,16 +57,23 @@ def render(
     keep_thinking: bool = False,
     generate: bool = True,
     default_system: bool = False,
+    video_times: Sequence[Sequence[str]] | None = None,
 ) -> tuple[Piece, ...]:
     """The prompt of a conversation; texts that touch are one piece.
 
     `generate` opens the assistant's turn at the end, unless the last message is partial: then the model
     goes on within it. `default_system` introduces Kimi where the first message is no system message; it
-    is unsettled whether K2.6 was trained so, and off."""
+    is unsettled whether K2.6 was trained so, and off. `video_times` say when the pieces of each video begin;
+    an image or a piece is one placeholder here. Raises InputError when they are not as many as the videos,
+    UnsupportedInput for a video without them."""
     messages = canonical_calls(messages)
     if default_system and (not messages or messages[0].role != "system"):
         messages = (Message(role="system", content=DEFAULT_SYSTEM), *messages)
-    return tuple(_joined(_pieces(messages, tools, thinking, keep_thinking, generate)))
+    times = None if video_times is None else list(video_times)
+    pieces = tuple(_joined(_pieces(messages, tools, thinking, keep_thinking, generate, times)))
+    if times:
+        raise InputError(f"{len(times)} videos are in no message", field="messages")
+    return pieces
 
 
 def render_text(
@@ -157,7 +168,12 @@ def _own_index(call: ToolCall) -> int:
 
 
 def _pieces(
-    messages: Sequence[Message], tools: Sequence[Tool], thinking: bool, keep_thinking: bool, generate: bool
+    messages: Sequence[Message],
+    tools: Sequence[Tool],
+    thinking: bool,
+    keep_thinking: bool,
+    generate: bool,
+    times: list[Sequence[str]] | None,
 ) -> Iterator[Piece]:
     if tools:
         yield from (Special(IM_SYSTEM), "tool_declare", Special(IM_MIDDLE))
@@ -167,9 +183,9 @@ def _pieces(
     for index, message in enumerate(messages):
         partial = goes_on and index == len(messages) - 1
         if message.role == "assistant":
-            yield from _assistant(message, thinking and (index > settled or partial))
+            yield from _assistant(message, thinking and (index > settled or partial), times)
         else:
-            yield from _turn(message)
+            yield from _turn(message, times)
         if not partial:
             yield Special(IM_END)
     if generate and not goes_on:
@@ -188,20 +204,20 @@ def _is_partial(messages: Sequence[Message]) -> bool:
     return bool(messages) and messages[-1].role == "assistant" and messages[-1].partial
 
 
-def _turn(message: Message) -> Iterator[Piece]:
+def _turn(message: Message, times: list[Sequence[str]] | None) -> Iterator[Piece]:
     yield from (Special(IM_USER if message.role == "user" else IM_SYSTEM), message.name or message.role)
     yield Special(IM_MIDDLE)
     if message.role == "tool":
         yield f"## Return of {message.tool_call_id or ''}\n"
-    yield from _content(message)
+    yield from _content(message, times)
 
 
-def _assistant(message: Message, show_reasoning: bool) -> Iterator[Piece]:
+def _assistant(message: Message, show_reasoning: bool, times: list[Sequence[str]] | None) -> Iterator[Piece]:
     yield from (Special(IM_ASSISTANT), message.name or message.role, Special(IM_MIDDLE), Special(THINK))
     if show_reasoning:
         yield message.reasoning or ""
     yield Special(END_THINK)
-    yield from _content(message)
+    yield from _content(message, times)
     if message.tool_calls:
         yield Special(SECTION_BEGIN)
         for call in message.tool_calls:
@@ -210,17 +226,27 @@ def _assistant(message: Message, show_reasoning: bool) -> Iterator[Piece]:
         yield Special(SECTION_END)
 
 
-def _content(message: Message) -> Iterator[Piece]:
+def _content(message: Message, times: list[Sequence[str]] | None) -> Iterator[Piece]:
+    """`times` are used up, video by video."""
     content = message.content or ""
     for part in (TextPart(content),) if isinstance(content, str) else content:
         match part:
             case TextPart():
                 yield part.text
             case ImagePart():
-                yield from (Special("<|media_begin|>"), "image", Special("<|media_content|>"))
-                yield from (Special("<|media_pad|>"), Special("<|media_end|>"), "\n")
+                yield from (*_placeholder("image"), "\n")
             case VideoPart():
-                raise UnsupportedInput("video is not supported yet", field="messages.content")
+                if times is None:
+                    raise UnsupportedInput("video is not supported here", field="messages.content")
+                if not times:
+                    raise InputError("a video is not among the media", field="messages.content")
+                for time in times.pop(0):
+                    yield from (time, *_placeholder("video"))
+                yield "\n"
+
+
+def _placeholder(kind: str) -> tuple[Piece, ...]:
+    return (Special(MEDIA_BEGIN), kind, Special(MEDIA_CONTENT), Special(MEDIA_PAD), Special(MEDIA_END))
 
 
 def _joined(pieces: Iterable[Piece]) -> Iterator[Piece]:

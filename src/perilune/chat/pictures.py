@@ -1,0 +1,101 @@
+"""Images as pixels and patches, by Pillow and numpy. Files come from strangers: sizes are checked first."""
+
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+
+import numpy as np
+from PIL import Image as Pillow
+
+from perilune.chat.media_rules import Fitted
+from perilune.errors import InputError
+
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+"""Pillow's other readers are not offered strangers' files."""
+MAX_PIXELS = 50_000_000
+MAX_RATIO = 200
+"""Longer side to shorter. What is thinner would be shrunk to less than a patch of detail."""
+BROKEN = (
+    OSError,
+    ValueError,
+    SyntaxError,
+    EOFError,
+    OverflowError,
+    LookupError,
+    TypeError,
+    struct.error,
+    zlib.error,
+)
+"""What Pillow's readers raise on damaged files."""
+
+
+def image_size(data: bytes, where: str) -> tuple[int, int]:
+    """Width and height by the file's head, no pixel decoded. Raises InputError."""
+    with _opened(data, where) as image:
+        return image.size
+
+
+def decode_image(data: bytes, where: str) -> Pillow.Image:
+    """The image as RGB, transparency dropped; of several frames the first. Raises InputError."""
+    with _opened(data, where) as image:
+        try:
+            return image.convert("RGB")
+        except BROKEN as error:
+            raise InputError(
+                f"the image cannot be decoded: {error}", field=where, mend="the file is damaged: save it anew"
+            ) from error
+
+
+def check_size(width: int, height: int, most: int, where: str) -> None:
+    """Raises InputError for what is too large, too thin or nothing."""
+    if width < 1 or height < 1:
+        raise InputError(f"is {width} by {height} pixels", field=where, mend="send one that shows something")
+    if width * height > most:
+        raise InputError(
+            f"is {width} by {height} pixels, at most {most:,} are read",
+            field=where,
+            mend="make it smaller: the model sees about 3.2 million pixels of an image",
+        )
+    if max(width, height) > MAX_RATIO * min(width, height):
+        raise InputError(
+            f"is {width} by {height} pixels, one side more than {MAX_RATIO} times the other",
+            field=where,
+            mend="cut it into several",
+        )
+
+
+def fitted_pixels(image: Pillow.Image, fitted: Fitted) -> np.ndarray:
+    """[padded height, padded width, 3] uint8, padded with zeros at the right and the bottom."""
+    size = (fitted.width, fitted.height)
+    if image.size != size:
+        image = image.resize(size, Pillow.Resampling.BICUBIC)
+    pixels = np.zeros((fitted.padded_height, fitted.padded_width, 3), dtype=np.uint8)
+    pixels[: fitted.height, : fitted.width] = np.asarray(image)
+    return pixels
+
+
+def patches_of(pixels: np.ndarray, edge: int) -> np.ndarray:
+    """[rows, columns, 3, edge, edge] of an image whose sides are multiples of `edge`."""
+    rows, columns = pixels.shape[0] // edge, pixels.shape[1] // edge
+    return pixels.reshape(rows, edge, columns, edge, 3).transpose(0, 2, 4, 1, 3)
+
+
+def _opened(data: bytes, where: str) -> Pillow.Image:
+    try:
+        image = Pillow.open(io.BytesIO(data), formats=FORMATS)
+    except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
+        raise InputError(
+            f"the image has far more than the {MAX_PIXELS:,} pixels that are read",
+            field=where,
+            mend="make it smaller",
+        ) from error
+    except BROKEN as error:
+        raise InputError(
+            f"is not an image of a known format ({', '.join(FORMATS)})",
+            field=where,
+            mend="send the bytes of such a file",
+        ) from error
+    check_size(*image.size, MAX_PIXELS, where)
+    return image

@@ -1,0 +1,141 @@
+"""Videos as pieces of sampled frames, by PyAV. Files come from strangers: containers are told by their
+first bytes and nothing else is tried, for FFmpeg's playlist readers would open other files and addresses."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+import av
+import numpy as np
+from PIL import Image as Pillow
+
+from perilune.chat.media import COLOURS, Item, Planned, content_key, item_of
+from perilune.chat.media_rules import MediaRules, fit, pieces_of, sampled, timestamp, tokens_of
+from perilune.chat.pictures import check_size, fitted_pixels, patches_of
+from perilune.errors import InputError
+
+MAX_FRAME_PIXELS = 4096 * 4096
+MAX_FRAMES = 100_000
+MAX_FPS = 1000
+CONTAINERS = "mp4, mov, 3gp, webm, mkv, avi and flv"
+DAMAGED = "the file is damaged: save it anew"
+BROKEN = (av.FFmpegError, ValueError, OSError, EOFError, LookupError, OverflowError)
+
+
+class Video(Planned):
+    def __init__(self, data: bytes, rules: MediaRules, where: str) -> None:
+        """Counts frames without decoding them. Raises InputError naming `where`."""
+        self._data, self._rules, self._where = data, rules, where
+        frames, fps, width, height = _head(data, where)
+        check_size(width, height, MAX_FRAME_PIXELS, where)
+        self._size = (width, height)
+        self._frames = frames
+        self._fitted = fit(width, height, rules, rules.in_patch_limit_each_frame)
+        indices = sampled(frames, fps, rules)
+        self._pieces = pieces_of(indices, rules)
+        self.tokens = (tokens_of(self._fitted, rules),) * len(self._pieces)
+        self.times = tuple(timestamp(piece[0] / fps) for piece in self._pieces)
+        self.patch_bytes = self._fitted.padded_width * self._fitted.padded_height * COLOURS * len(indices)
+
+    def items(self) -> Iterator[Item]:
+        frames = self._sampled_frames()
+        for number, piece in enumerate(self._pieces):
+            yield item_of([next(frames) for _ in piece], content_key(self._data, number))
+
+    def _sampled_frames(self) -> Iterator[np.ndarray]:
+        """Patches of the chosen frames, in order; a frame may be chosen twice in a very short video."""
+        wanted = [index for piece in self._pieces for index in piece]
+        seen = 0
+        try:
+            with _opened(self._data, self._where) as container:
+                stream = _picture_stream(container, self._where)
+                for number, frame in enumerate(container.decode(stream)):
+                    if (frame.width, frame.height) != self._size:
+                        raise InputError(
+                            f"frame {number} is {frame.width} by {frame.height} pixels, the header says "
+                            f"{self._size[0]} by {self._size[1]}",
+                            field=self._where,
+                            mend="save the video with one size",
+                        )
+                    if number == wanted[seen]:
+                        pixels = Pillow.fromarray(frame.to_ndarray(format="rgb24"))
+                        patches = patches_of(fitted_pixels(pixels, self._fitted), self._rules.patch_size)
+                    while number == wanted[seen]:
+                        seen += 1
+                        yield patches
+                        if seen == len(wanted):
+                            return
+        except BROKEN as error:
+            raise InputError(
+                f"the video cannot be decoded: {error}", field=self._where, mend=DAMAGED
+            ) from error
+        raise InputError(
+            f"the video has {self._frames} frames by its header, and fewer to decode",
+            field=self._where,
+            mend=DAMAGED,
+        )
+
+
+def _head(data: bytes, where: str) -> tuple[int, float, int, int]:
+    """Frames, frames per second, width and height."""
+    try:
+        with _opened(data, where) as container:
+            stream = _picture_stream(container, where)
+            rate = stream.average_rate or stream.guessed_rate
+            width, height = stream.codec_context.width, stream.codec_context.height
+            frames = _count(container, stream, where)
+    except BROKEN as error:
+        raise InputError(f"the video cannot be read: {error}", field=where, mend=DAMAGED) from error
+    if not frames:
+        raise InputError("the video has no frames", field=where, mend=DAMAGED)
+    if not rate or not 0 < rate <= MAX_FPS:
+        raise InputError("the video does not say how fast it runs", field=where, mend=DAMAGED)
+    return frames, float(rate), width, height
+
+
+def _count(container: Any, stream: Any, where: str) -> int:
+    """Packets with content: what is there to decode, whatever the header says."""
+    frames = 0
+    for packet in container.demux(stream):
+        frames += packet.size > 0 and not packet.is_discard
+        if frames > MAX_FRAMES:
+            raise InputError(
+                f"the video has more than {MAX_FRAMES:,} frames", field=where, mend="send a shorter one"
+            )
+    return frames
+
+
+def _opened(data: bytes, where: str) -> Any:
+    kind = _container(data)
+    if kind is None:
+        raise InputError(
+            f"is not a video of a known container ({CONTAINERS})",
+            field=where,
+            mend="send the bytes of such a file",
+        )
+    return av.open(io.BytesIO(data), mode="r", format=kind)
+
+
+def _container(data: bytes) -> str | None:
+    if data[4:8] in (b"ftyp", b"moov", b"mdat", b"wide", b"free", b"skip"):
+        return "mov"
+    if data.startswith(b"\x1aE\xdf\xa3"):
+        return "matroska"
+    if data.startswith(b"RIFF") and data[8:12] == b"AVI ":
+        return "avi"
+    return "flv" if data.startswith(b"FLV") else None
+
+
+def _picture_stream(container: Any, where: str) -> Any:
+    if not container.streams.video:
+        raise InputError("holds no video stream", field=where, mend="send a video with pictures")
+    stream = container.streams.video[0]
+    context = stream.codec_context
+    if context is None:
+        raise InputError("is in a codec that is not known", field=where, mend="save it as H.264")
+    # One thread and a bound on a frame's size, whatever the stream itself says of it later.
+    context.thread_count = 1
+    context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    return stream
