@@ -30,6 +30,7 @@ from perilune.engine.protocol import (
     Generate,
     Ready,
     Reply,
+    Seen,
     Start,
     Stats,
     Vocabulary,
@@ -123,6 +124,7 @@ class EngineClient:
         grammar_after_id: int | None = None,
         grammar_only_ids: Sequence[int] = (),
         cache_salt: str = "",
+        media: Sequence[Seen] = (),
     ) -> AsyncIterator[Chunk]:
         """Chunks as they are sampled, the last one with `finish`. Closing the iterator aborts the call.
 
@@ -142,6 +144,7 @@ class EngineClient:
             grammar_after_id=grammar_after_id,
             grammar_only_ids=tuple(grammar_only_ids),
             cache_salt=cache_salt,
+            media=tuple(media),
         )
         arrived: asyncio.Queue[Chunk | PeriluneError] = asyncio.Queue()
         self._send(call)

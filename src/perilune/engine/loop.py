@@ -23,9 +23,12 @@ from perilune.engine.runner import Runner
 from perilune.engine.sampling import choose
 from perilune.engine.scheduler import Scheduler
 from perilune.engine.sequence import Sequence, open_sequence
+from perilune.engine.sight import Sight
 from perilune.errors import ConfigError, PeriluneError
 from perilune.model.load import load_model
+from perilune.model.load_vision import load_vision
 from perilune.model.text import TextDecoder
+from perilune.model.vision import Vision
 
 NARROW_LATENT = 256
 """Up to this width the engine chooses small cache blocks: sharing is finer, and a block still a few KB."""
@@ -44,7 +47,13 @@ class Plan:
 
 
 class Engine:
-    def __init__(self, model: TextDecoder, options: EngineOptions, vocabulary: Vocabulary) -> None:
+    def __init__(
+        self,
+        model: TextDecoder,
+        options: EngineOptions,
+        vocabulary: Vocabulary,
+        vision: Vision | None = None,
+    ) -> None:
         plan = choose_plan(model, options)
         torch.set_num_threads(plan.threads)
         config = model.config
@@ -58,7 +67,8 @@ class Engine:
         self._max_context = plan.max_context
         self._cache = BlockCache(plan.blocks, plan.block_size)
         self._scheduler = Scheduler(self._cache, options.max_batch_tokens, options.max_sequences)
-        self._runner = Runner(model, plan.blocks, plan.block_size)
+        self.sight = Sight(vision)
+        self._runner = Runner(model, plan.blocks, plan.block_size, self.sight)
         # Without token bytes (the tests of everything else) there are no grammars.
         has_bytes = bool(vocabulary.tokens)
         self._grammars = Grammars(vocabulary, config.vocab_size, plan.threads) if has_bytes else None
@@ -73,6 +83,7 @@ class Engine:
                 f"{options.dtype} on the CPU, {plan.threads} thread{'s' * (plan.threads > 1)}",
                 f"latent cache of {plan.blocks * plan.block_size} tokens in blocks of {plan.block_size}",
                 "plain PyTorch kernels, absorbed latent attention",
+                *(("images and video",) if vision else ()),
             ),
         )
 
@@ -80,7 +91,8 @@ class Engine:
     def load(cls, options: EngineOptions, vocabulary: Vocabulary) -> Engine:
         """Raises CheckpointError or ConfigError."""
         dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
-        return cls(load_model(Path(options.checkpoint), dtype), options, vocabulary)
+        folder = Path(options.checkpoint)
+        return cls(load_model(folder, dtype), options, vocabulary, load_vision(folder, dtype))
 
     @property
     def busy(self) -> bool:
@@ -89,7 +101,8 @@ class Engine:
     def submit(self, call: Generate) -> list[Reply]:
         """Queue a call; a reply only if it is refused at once."""
         try:
-            sequence = open_sequence(call, self._vocab_size, self._max_context)
+            lengths = self.sight.check(call)
+            sequence = open_sequence(call, self._vocab_size, self._max_context, lengths)
             if call.grammar is not None:
                 sequence.grammar = self._start_grammar(call.grammar, call.grammar_after_id)
         except PeriluneError as error:

@@ -44,6 +44,19 @@ class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):
     vocabulary: Vocabulary
 
 
+class Seen(msgspec.Struct, frozen=True, kw_only=True):
+    """An image, or some frames of a video, in the place of prompt tokens."""
+
+    start: int
+    """Its first token in the prompt; as many follow as the model makes of the grid."""
+    key: bytes
+    """Equal keys mean equal grids and patches: what was seen and computed is found again by it."""
+    grid: tuple[int, int, int]
+    """Frames, rows and columns of patches."""
+    patches: bytes
+    """[frames x rows x columns, 3, p, p] uint8, not normalised."""
+
+
 class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     id: int
     prompt: tuple[int, ...]
@@ -63,6 +76,8 @@ class Generate(msgspec.Struct, frozen=True, kw_only=True, tag="generate"):
     grammar_only_ids: tuple[int, ...] = ()
     """Not sampled before the grammar has started (call markers): what they begin would escape it."""
     cache_salt: str = ""
+    media: tuple[Seen, ...] = ()
+    """In the order of their places."""
 
 
 class Abort(msgspec.Struct, frozen=True, tag="abort"):

@@ -9,6 +9,8 @@ import torch
 from torch import Tensor
 
 from perilune.engine.scheduler import Part, Step
+from perilune.engine.sequence import MEDIA
+from perilune.engine.sight import Sight
 from perilune.model.attention import AbsorbedAttention, LatentCache, PagedBatch
 from perilune.model.text import TextDecoder
 
@@ -16,9 +18,10 @@ from perilune.model.text import TextDecoder
 class Runner:
     """Holds the model and its latent cache; block 0 of the cache is the padding block."""
 
-    def __init__(self, model: TextDecoder, blocks: int, block_size: int) -> None:
+    def __init__(self, model: TextDecoder, blocks: int, block_size: int, sight: Sight) -> None:
         weight = model.lm_head.weight
         self._model = model
+        self._sight = sight
         self._device = weight.device
         self._cache = LatentCache.allocate(
             model.config, blocks + 1, block_size, dtype=weight.dtype, device=weight.device
@@ -31,11 +34,15 @@ class Runner:
             self._cache.data[:, step.fresh_blocks] = 0
         positions = np.concatenate([np.arange(part.start, part.end) for part in step.parts])
         tokens = [token for part in step.parts for token in part.sequence.tokens[part.start : part.end]]
+        placed = self._sight.placed(step.parts)
+        if placed is not None:
+            tokens = [0 if token >= MEDIA else token for token in tokens]
         batch = self._batch(step.parts, positions)
         hidden = self._model(
             torch.tensor(tokens, device=self._device),
             torch.from_numpy(positions).to(self._device),
             AbsorbedAttention(self._cache, batch),
+            placed,
         )
         last = [end - 1 for end, part in zip(batch.query_start[1:], step.parts, strict=True) if part.samples]
         return self._model.logits(hidden[last])

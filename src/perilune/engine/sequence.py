@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import random
 from array import array
+from collections.abc import Sequence as SequenceOf
 from dataclasses import dataclass, field
 
 from perilune.engine.grammar import GrammarState
@@ -12,13 +13,17 @@ from perilune.engine.protocol import Generate
 from perilune.errors import ContextTooLong, InputError
 
 MAX_SEED_BITS = 64
+MEDIA = 1 << 64
+"""From here on a token stands for a place in something seen. It follows from the content's key, so that
+equal prompts of equal content, and no others, share their cache blocks."""
+MEDIA_PLACE_BITS = 32
 
 
 @dataclass(eq=False, slots=True)
 class Sequence:
     call: Generate
     tokens: list[int]
-    """The prompt, then the output."""
+    """The prompt, then the output; in the places of media, numbers from MEDIA on."""
     stop_ids: frozenset[int]
     draws: random.Random
     """This sequence's own generator: what it gives depends on the seed and the position alone."""
@@ -52,8 +57,11 @@ class Sequence:
         return len(self.tokens) - len(self.call.prompt)
 
 
-def open_sequence(call: Generate, vocab_size: int, max_context: int) -> Sequence:
-    """A sequence for the call, without its grammar. Raises InputError or ContextTooLong."""
+def open_sequence(
+    call: Generate, vocab_size: int, max_context: int, media_lengths: SequenceOf[int] = ()
+) -> Sequence:
+    """A sequence for the call, without its grammar; `media_lengths` are the tokens of each of its media,
+    whose places were checked. Raises InputError or ContextTooLong."""
     _check(call, vocab_size)
     length = len(call.prompt) + call.max_tokens
     if length > max_context:
@@ -64,10 +72,18 @@ def open_sequence(call: Generate, vocab_size: int, max_context: int) -> Sequence
         )
     return Sequence(
         call=call,
-        tokens=list(call.prompt),
+        tokens=_tokens(call, media_lengths),
         stop_ids=frozenset(call.stop_ids),
         draws=random.Random(call.seed),
     )
+
+
+def _tokens(call: Generate, media_lengths: SequenceOf[int]) -> list[int]:
+    tokens = list(call.prompt)
+    for seen, length in zip(call.media, media_lengths, strict=True):
+        first = MEDIA + (int.from_bytes(seen.key, "big") << MEDIA_PLACE_BITS)
+        tokens[seen.start : seen.start + length] = range(first, first + length)
+    return tokens
 
 
 def _check(call: Generate, vocab_size: int) -> None:
