@@ -15,6 +15,7 @@ from typing import NamedTuple, Self, cast
 
 from perilune.backends.base import ModelEntry
 from perilune.backends.grammar import TOOL_MARKERS, callable_tools, grammar_of
+from perilune.backends.seeing import Seeing
 from perilune.backends.served import (
     Sampling,
     Served,
@@ -24,20 +25,19 @@ from perilune.backends.served import (
     with_density,
     within_context,
 )
-from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, TextPart, Usage
+from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, Usage
 from perilune.chat.parsing import StreamParser
 from perilune.chat.stops import StopFilter
 from perilune.chat.template import next_call_index, prompt_ids, starts_thinking
 from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
 from perilune.engine.client import EngineClient
-from perilune.engine.protocol import Chunk, EngineOptions, Stats, Vocabulary
+from perilune.engine.protocol import Chunk, EngineOptions, Seen, Stats, Vocabulary
 from perilune.errors import (
     CheckpointError,
     ContextTooLong,
     EngineGone,
     InputError,
     PeriluneError,
-    UnsupportedInput,
 )
 from perilune.model.config import load_config
 from perilune.settings import Settings
@@ -53,9 +53,10 @@ LONG_PROMPT = 50_000
 class EmbeddedBackend:
     """One model, one engine process. Made by `start`."""
 
-    def __init__(self, served: Served, tokenizer: Tokenizer, options: EngineOptions) -> None:
+    def __init__(self, served: Served, tokenizer: Tokenizer, options: EngineOptions, seeing: Seeing) -> None:
         self.served = served
         self.tokenizer = tokenizer
+        self._seeing = seeing
         self._options = options
         self._vocabulary = Vocabulary(
             tokens=tokenizer.token_bytes(),
@@ -73,9 +74,10 @@ class EmbeddedBackend:
         """Load the model that the settings name. Raises CheckpointError, TokenizerError, ConfigError or
         EngineError."""
         folder = model_folder(settings)
-        served = served_model(settings, folder, load_config(folder).max_position_embeddings)
-        tokenizer = Tokenizer.load(served.folder)
-        served = with_density(served, tokenizer)
+        longest = load_config(folder).max_position_embeddings
+        tokenizer = Tokenizer.load(folder)
+        seeing = Seeing.of(folder, tokenizer)
+        served = with_density(served_model(settings, folder, longest, seeing.modalities), tokenizer)
         options = EngineOptions(
             checkpoint=str(served.folder),
             dtype=settings.dtype,
@@ -84,7 +86,7 @@ class EmbeddedBackend:
             max_context=served.entry.context_length,
             threads=settings.threads or None,
         )
-        backend = cls(served, tokenizer, options)
+        backend = cls(served, tokenizer, options, seeing)
         await backend.client()
         return backend
 
@@ -92,7 +94,8 @@ class EmbeddedBackend:
         return (self.served.entry,)
 
     async def count_tokens(self, request: Request) -> int | None:
-        _refuse_media(request)
+        if media := await self._seeing.plan(request):
+            return len((await self._seeing.prompt(request, self.tokenizer, media)).ids)
         ids = await self._prompt(request)
         self._prompts[id(request.messages)] = _Prompt(request, ids)
         if len(self._prompts) > KEPT_PROMPTS:
@@ -151,13 +154,20 @@ class EmbeddedBackend:
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         """See `Backend.stream`. Besides, raises ContextTooLong when the prompt leaves no room."""
-        _refuse_media(request)
+        media = await self._seeing.plan(request)
         sampling = effective_sampling(request, self.served.entry)
-        grammar_tools = callable_tools(request)
-        prompt = await self._prompt(request)
-        call = _Call(self, request, prompt, sampling, bool(grammar_tools))
-        async for event in call.events():
-            yield event
+        has_tools = bool(callable_tools(request))
+        if not media:
+            call = _Call(self, request, await self._prompt(request), sampling, has_tools)
+            async for event in call.events():
+                yield event
+            return
+        prompt = await self._seeing.prompt(request, self.tokenizer, media)
+        # Before anything is decoded: it refuses what the context does not hold.
+        call = _Call(self, request, prompt.ids, sampling, has_tools)
+        async with self._seeing.decoded(media, prompt) as call.media:
+            async for event in call.events():
+                yield event
 
     async def _prompt(self, request: Request) -> list[int]:
         """The request's prompt. Metering counts it just before the call: it is made once."""
@@ -198,6 +208,7 @@ class _Call:
         self._backend = backend
         self._request = request
         self._prompt = prompt
+        self.media: tuple[Seen, ...] = ()
         self._sampling = sampling
         self._end_think = tokenizer.special(END_THINK)
         self._first_call = next_call_index(request.messages)
@@ -296,6 +307,7 @@ class _Call:
             grammar_after_id=self._end_think if thinking and grammar is not None else None,
             grammar_only_ids=self._markers if thinking else (),
             cache_salt=self._request.cache_salt,
+            media=self.media,
         )
         return cast(AsyncGenerator[Chunk, None], chunks)
 
@@ -311,17 +323,6 @@ def _room(request: Request, prompt_tokens: int, entry: ModelEntry) -> int:
             mend="shorten the conversation",
         )
     return min(request.max_tokens or entry.max_output_tokens, room)
-
-
-def _refuse_media(request: Request) -> None:
-    for message in request.messages:
-        parts = message.content if isinstance(message.content, tuple) else ()
-        if any(not isinstance(part, TextPart) for part in parts):
-            raise UnsupportedInput(
-                "the bundled engine reads text only",
-                field="messages.content",
-                mend="leave out images and video",
-            )
 
 
 def _characters(messages: Sequence[Message]) -> int:

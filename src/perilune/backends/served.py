@@ -70,7 +70,9 @@ def model_folder(settings: Settings) -> Path:
     return folder
 
 
-def served_model(settings: Settings, folder: Path, longest: int) -> Served:
+def served_model(
+    settings: Settings, folder: Path, longest: int, modalities: tuple[str, ...] = ("text",)
+) -> Served:
     """The model in `folder`, whose positions reach to `longest` tokens. Raises CheckpointError."""
     card = _read_card(folder)
     context = min(card.context_length or longest, longest)
@@ -80,6 +82,7 @@ def served_model(settings: Settings, folder: Path, longest: int) -> Served:
         backend="embedded",
         context_length=context,
         max_output_tokens=min(card.max_output_tokens or LONGEST_OUTPUT, context),
+        modalities=modalities,
         sampling=card.sampling,
         sampling_policy=settings.sampling_policy or card.sampling_policy,
         price=card.price,
