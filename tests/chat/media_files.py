@@ -42,13 +42,19 @@ def png_head(width: int, height: int, data: bytes = b"") -> bytes:
     )
 
 
-def video(frames: int, fps: int = 10, size: tuple[int, int] = (64, 48), container: str = "mp4") -> bytes:
+def video(
+    frames: int,
+    fps: int = 10,
+    size: tuple[int, int] = (64, 48),
+    container: str = "mp4",
+    codec: str = "mpeg4",
+) -> bytes:
     """Each frame is grey, brighter than the one before."""
     import av
 
     out = io.BytesIO()
     with av.open(out, "w", format=container) as file:
-        stream: Any = file.add_stream("mpeg4", rate=fps)
+        stream: Any = file.add_stream(codec, rate=fps)
         stream.width, stream.height = size
         stream.pix_fmt = "yuv420p"
         file.start_encoding()
