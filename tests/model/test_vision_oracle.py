@@ -27,6 +27,8 @@ pytestmark = [
 ]
 
 PAD = TINY.vocab_size - 5
+VIDEO_PAD = PAD + 1
+"""transformers tells images from video by the token; K2.6 has one token for both."""
 TEXT = replace(TINY, quantization=None, num_hidden_layers=2)
 SHAPES = {
     "tiny": TINY_VISION,
@@ -41,6 +43,7 @@ ITEMS = {
     "several": [Grid(1, 4, 6), Grid(1, 12, 2), Grid(1, 8, 8)],
     "clip_of_3": [Grid(3, 4, 6)],
     "clips": [Grid(4, 6, 4), Grid(4, 6, 4)],
+    "image_and_clips": [Grid(1, 10, 4), Grid(2, 4, 4), Grid(2, 4, 4)],
 }
 
 
@@ -70,7 +73,7 @@ def theirs(folder: Path, vision: VisionConfig) -> Any:
         projection_hidden_size=vision.hidden_size,
         projection_layer_norm_eps=vision.projector_ln_eps,
         image_token_id=PAD,
-        video_token_id=PAD,
+        video_token_id=VIDEO_PAD,
         tie_word_embeddings=False,
     )
     model, report = transformers.models.kimi_k25.Kimi_K25ForConditionalGeneration.from_pretrained(
@@ -89,23 +92,55 @@ def see(vision: Vision, grids: list[Grid], pixels: list[Tensor]) -> Tensor:
     return torch.cat([vision(one, grid) for one, grid in zip(pixels, grids, strict=True)])
 
 
-def their_features(model: Any, grids: list[Grid], pixels: Tensor) -> Tensor:
+def their_features(model: Any, grids: list[Grid], pixels: list[Tensor]) -> Tensor:
     """Around get_video_features, whose split of the result is wrong for clips."""
-    seen = model.model.vision_tower(pixels, grid_thw=torch.tensor(grids))
+    if not grids:
+        return torch.empty(0, TEXT.hidden_size)
+    seen = model.model.vision_tower(torch.cat(pixels), grid_thw=torch.tensor(grids))
     out: Tensor = model.model.mm_projector(seen.pooler_output).squeeze(1)
     return out
 
 
-def their_logits(model: Any, ids: Tensor, grids: list[Grid], pixels: Tensor) -> Tensor:
-    if all(grid.frames == 1 for grid in grids):
-        out = model(ids[None], pixel_values=pixels, image_grid_thw=torch.tensor(grids))
-    else:
-        outputs = pytest.importorskip("transformers.modeling_outputs")
-        features = their_features(model, grids, pixels)
-        seen = outputs.BaseModelOutputWithPooling(pooler_output=(features,))
-        out = model(ids[None], mm_encoder_outputs={"video": seen})
-    logits: Tensor = out.logits[0]
+def their_logits(model: Any, ids: Tensor, images: Tensor, clips: Tensor) -> Tensor:
+    outputs = pytest.importorskip("transformers.modeling_outputs")
+    seen = {
+        kind: outputs.BaseModelOutputWithPooling(pooler_output=(features,))
+        for kind, features in (("image", images), ("video", clips))
+        if len(features)
+    }
+    logits: Tensor = model(ids[None], mm_encoder_outputs=seen).logits[0]
     return logits
+
+
+def divided(grids: list[Grid], pixels: list[Tensor]) -> tuple[tuple[list[Grid], list[Tensor]], ...]:
+    """Images, then clips: transformers takes items of one number of frames at once."""
+    still = [(grid, one) for grid, one in zip(grids, pixels, strict=True) if grid.frames == 1]
+    moving = [(grid, one) for grid, one in zip(grids, pixels, strict=True) if grid.frames > 1]
+    return tuple(([grid for grid, _ in kind], [one for _, one in kind]) for kind in (still, moving))
+
+
+def test_images_through_their_whole_model(tmp_path: Path) -> None:
+    """Pixels in, logits out: nothing of theirs is called apart."""
+    write(tmp_path, TINY_VISION, 4)
+    model, vision = theirs(tmp_path, TINY_VISION), load_vision(tmp_path)
+    decoder = load_model(tmp_path, latent_norm_eps=1e-6)
+    assert vision
+    torch.manual_seed(4)
+    grids = ITEMS["several"]
+    pixels = pixels_of(grids)
+    features = see(vision, grids, pixels)
+    ids = torch.cat([torch.tensor([5, 6]), torch.full((len(features),), PAD), torch.tensor([7])])
+    with torch.no_grad():
+        out = model(ids[None], pixel_values=torch.cat(pixels), image_grid_thw=torch.tensor(grids))
+        got = ours(decoder, ids, features, 2)
+    assert (got - out.logits[0]).abs().max() <= 1e-4
+
+
+def ours(decoder: Any, ids: Tensor, features: Tensor, start: int) -> Tensor:
+    rows = torch.arange(start, start + len(features))
+    attend = CausalAttention(1, len(ids))
+    out: Tensor = decoder.logits(decoder(ids, torch.arange(len(ids)), attend, placed=(rows, features)))
+    return out
 
 
 @pytest.mark.parametrize("seed", [0, 1])
@@ -123,13 +158,13 @@ def test_features_and_logits_equal_transformers(shape: str, seed: int, tmp_path:
         pixels = pixels_of(grids)
         features = see(vision, grids, pixels)
         assert features.std() > 0.01, name
-        assert (features - their_features(model, grids, torch.cat(pixels))).abs().max() <= 1e-4, name
+        images, clips = (their_features(model, *kind) for kind in divided(grids, pixels))
+        assert (features - torch.cat([images, clips])).abs().max() <= 1e-4, name
 
         before, after = torch.randint(0, 256, (2, 7))
-        ids = torch.cat([before, torch.full((len(features),), PAD), after])
-        want = their_logits(model, ids, grids, torch.cat(pixels))
-        rows = torch.arange(7, 7 + len(features))
-        attend = CausalAttention(1, len(ids))
-        got = decoder.logits(decoder(ids, torch.arange(len(ids)), attend, placed=(rows, features)))
+        places = torch.tensor([PAD] * len(images) + [VIDEO_PAD] * len(clips))
+        ids = torch.cat([before, places, after])
+        want = their_logits(model, ids, images, clips)
+        got = ours(decoder, ids, features, 7)
         assert want.abs().max() > 0.5, name
         assert (got - want).abs().max() <= 1e-4, name
