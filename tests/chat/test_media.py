@@ -171,6 +171,11 @@ def test_a_video_whose_frames_are_damaged_is_refused_or_decoded_never_worse() ->
         assert error.field == "messages[0].content[0]"
 
 
+def test_a_video_that_takes_too_long_to_decode_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perilune.chat.videos.MAX_DECODED_PIXELS", 20 * 64 * 48 - 1)
+    assert "20 frames of 64 by 48 pixels, too much to decode" in refused(clip(video(20)))
+
+
 def test_a_bomb_costs_no_memory() -> None:
     bomb = png_head(49_000, 49_000, b"\0" * 50_000_000)
     assert len(bomb) < 100_000

@@ -18,6 +18,8 @@ from perilune.errors import InputError
 
 MAX_FRAME_PIXELS = 4096 * 4096
 MAX_FRAMES = 100_000
+MAX_DECODED_PIXELS = 10**10
+"""Of all frames: those between the chosen ones have to be decoded as well. A minute's work or two."""
 MAX_FPS = 1000
 CONTAINERS = "mp4, mov, 3gp, webm, mkv, avi and flv"
 DAMAGED = "the file is damaged: save it anew"
@@ -30,6 +32,12 @@ class Video(Planned):
         self._data, self._rules, self._where = data, rules, where
         frames, fps, width, height = _head(data, where)
         check_size(width, height, MAX_FRAME_PIXELS, where)
+        if frames * width * height > MAX_DECODED_PIXELS:
+            raise InputError(
+                f"the video has {frames:,} frames of {width} by {height} pixels, too much to decode",
+                field=where,
+                mend="send a shorter one, or one with fewer or smaller frames",
+            )
         self._size = (width, height)
         self._frames = frames
         self._fitted = fit(width, height, rules, rules.in_patch_limit_each_frame)

@@ -91,7 +91,7 @@ class Tower(nn.Module):
 
     def forward(self, pixels: Tensor, grid: Grid) -> Tensor:
         """-> [tokens, patches merged into one, width], frames averaged."""
-        x = self.encoder(self.patch_embed(pixels, grid), grid)
+        x: Tensor = self.encoder(self.patch_embed(pixels, grid), grid)
         rows, columns = self.merge
         x = x.view(grid.frames, grid.height // rows, rows, grid.width // columns, columns, -1).mean(dim=0)
         return x.transpose(1, 2).reshape(-1, rows * columns, x.shape[-1])
