@@ -26,7 +26,7 @@ PeriluneError
 │   ├── InvalidKey             missing, unknown, expired or revoked key (HTTP 401)
 │   ├── Forbidden              the key lacks the scope (HTTP 403)
 │   ├── InsufficientBalance    the balance does not cover the call (HTTP 429)
-│   └── LimitReached           a rate limit or key budget (HTTP 429)
+│   └── LimitReached           a rate limit or key budget (HTTP 429); carries retry_after_s
 ├── SandboxError               a command could not be isolated
 └── SwarmError
     ├── GoalRefused            the connected model cannot do this goal; nothing was spent
@@ -202,6 +202,17 @@ class InsufficientBalance(AccountError):
 class LimitReached(AccountError):
     code = "rate_limit_reached_error"
     http_status = 429
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        retry_after_s: float | None = None,
+        field: str | None = None,
+        mend: str | None = None,
+    ) -> None:
+        super().__init__(message, field=field, mend=mend)
+        self.retry_after_s = retry_after_s
 
 
 class SandboxError(PeriluneError):

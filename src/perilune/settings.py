@@ -80,6 +80,18 @@ class Settings:
     """How often an assignment whose result was rejected is tried again."""
     price_book: str = ""
     """TOML file with prices; empty means the bundled book."""
+    prepaid: bool = False
+    """Refuse calls that the balance of their organisation does not cover. Off, calls are priced and written
+    down, and only budgets and rate limits hold them."""
+    activation_usd: float = field(default=1.0, metadata={"least": 0})
+    """What an organisation must have deposited, in USD, before it may call models. Only with `prepaid`."""
+    tier: str = "self-hosted"
+    """Rate tier of organisations that have none of their own: a tier's name, or a ladder's, which gives
+    each the tier that its deposits have reached."""
+    tier_book: str = ""
+    """TOML file with rate tiers; empty means the bundled ones."""
+    ledger_months: int = field(default=13, metadata={"least": 1})
+    """How many closed months of single calls the ledger keeps; of older ones it keeps the sums."""
     sampling_policy: Literal["", "strict", "clamp", "open"] = ""
     """What to do with sampling values a model does not allow: `strict` refuses, `clamp` replaces, `open`
     honours; empty leaves it to the model's entry."""

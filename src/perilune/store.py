@@ -409,6 +409,8 @@ class Holder:
     """The command that holds it, such as `serve`."""
     address: str
     """The base URL of a server that speaks for this HOME; empty for other commands."""
+    admin: str = ""
+    """The URL of its admin door; empty when that is closed."""
 
 
 class HomeLock:
@@ -433,9 +435,9 @@ class HomeLock:
             raise _locked(home)
         self.announce("")
 
-    def announce(self, address: str) -> None:
-        """Record the base URL at which the owner can be reached."""
-        text = f"{os.getpid()}\n{self._purpose}\n{address}\n".encode()
+    def announce(self, address: str, admin: str = "") -> None:
+        """Record the base URL at which the owner can be reached, and that of its admin door."""
+        text = f"{os.getpid()}\n{self._purpose}\n{address}\n{admin}\n".encode()
         os.ftruncate(self._fd, 0)
         os.pwrite(self._fd, text, 0)
 
@@ -485,8 +487,8 @@ def _try_lock(fd: int) -> bool:
 
 def _read_holder(fd: int) -> Holder:
     lines = os.pread(fd, 4096, 0).decode(errors="replace").splitlines()
-    pid, purpose, address = (*lines, "", "", "")[:3]
-    return Holder(int(pid) if pid.isdigit() else 0, purpose, address)
+    pid, purpose, address, admin = (*lines, "", "", "", "")[:4]
+    return Holder(int(pid) if pid.isdigit() else 0, purpose, address, admin)
 
 
 def _locked(home: Path) -> HomeLocked:

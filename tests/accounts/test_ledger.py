@@ -99,7 +99,7 @@ async def test_a_request_id_is_used_once(tmp_path: Path, accounts: Accounts) -> 
 async def test_a_settle_without_a_row_is_an_error(accounts: Accounts) -> None:
     price = accounts.prices.price("kimi-k2.6")
     with pytest.raises(StoreError, match="never opened"):
-        await accounts.settle(Reservation("none", accounts.local_principal(), price, 1), Usage())
+        await accounts.settle(Reservation("none", accounts.local_principal(), price, 1, 1), Usage())
 
 
 async def test_exactly_as_many_calls_as_the_budget_covers(tmp_path: Path, accounts: Accounts) -> None:

@@ -10,38 +10,33 @@ One process owns a HOME's accounts: take `store.HomeLock` before `open`.
 
 from __future__ import annotations
 
-import json
 import os
-import sqlite3
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import NoReturn, Self, cast
 
-from perilune.accounts.keys import (
-    KeyRow,
-    Principal,
-    check_scopes,
-    digest_of,
-    hint_of,
-    key_secret,
-    new_secret,
-    well_formed,
-)
+from perilune.accounts import audit, books, folding
+from perilune.accounts.counters import Counters
+from perilune.accounts.keyring import KEYS_FILE, Keyring
+from perilune.accounts.keys import Principal
 from perilune.accounts.ledger import Charge, Ledger, Outcome, Reservation, UsageRow
-from perilune.accounts.prices import Buckets, PriceBook, TokenCounts
+from perilune.accounts.limits import Gate, Limits
+from perilune.accounts.organisations import LOCAL, Organisations
+from perilune.accounts.prices import NANO_PER_USD, Buckets, PriceBook, TokenCounts
 from perilune.accounts.tables import SCHEMA
-from perilune.errors import ConfigError, Forbidden, InvalidKey, NotFound
+from perilune.accounts.tiers import TierBook
+from perilune.accounts.wallet import Prepaid, Wallets
+from perilune.errors import AccountError, HomeLocked
 from perilune.settings import Settings
-from perilune.store import Store, replace_file
+from perilune.store import Reader, Store
+
+__all__ = ["DATABASE", "KEYS_FILE", "LOCAL", "Accounts", "new_request_id"]
 
 DATABASE = "accounts.db"
-KEYS_FILE = "keys.json"
-LOCAL = "local"
-"""Name of the organisation and project that a HOME starts with."""
-FIRST_KEYS = {"admin_key": ("first admin key", "admin"), "project_key": ("first project key", "chat")}
-"""Entry of keys.json -> the key's name and scopes."""
+COMMAND_LINE = "command line"
+"""Who acted, where no key did."""
 
 _CROCKFORD = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
 
@@ -52,41 +47,84 @@ def new_request_id() -> str:
     return "".join(_CROCKFORD[value >> shift & 31] for shift in range(125, -1, -5))
 
 
+class _Watcher(Reader):
+    """A store that can only be read."""
+
+    async def write(self, work: object) -> NoReturn:
+        self.write_now(work)
+
+    def write_now(self, work: object) -> NoReturn:
+        raise HomeLocked(
+            "a running Perilune owns this HOME, and its admin door is closed",
+            field="home",
+            mend="start it with --admin-port, or stop it first",
+        )
+
+
 class Accounts:
-    """Keys, price book and ledger of one HOME."""
+    """Organisations, keys, price book, limits and ledger of one HOME."""
 
     def __init__(
-        self, home: Path, store: Store, prices: PriceBook, clock: Callable[[], float] = time.time
+        self,
+        home: Path,
+        store: Store,
+        settings: Settings,
+        prices: PriceBook,
+        tiers: TierBook,
+        clock: Callable[[], float] = time.time,
     ) -> None:
         """Use `open`."""
         self.home = home
         self.prices = prices
-        self.ledger = Ledger(store, clock)
-        self._store = store
+        self.prepaid = Prepaid(round(settings.activation_usd * NANO_PER_USD)) if settings.prepaid else None
+        self.ledger = Ledger(store, clock, self.prepaid)
+        self.keyring = Keyring(home, store, clock)
+        self.organisations = Organisations(store, tiers, settings.tier, clock)
+        self.wallets = Wallets(store, clock)
+        self.limits = Limits()
+        self.counters = Counters()
+        self.store = store
+        self._keep_months = settings.ledger_months
         self._clock = clock
-        self._secret = key_secret(home, has_keys=bool(store.read("SELECT 1 FROM api_key LIMIT 1")))
-        self._keys: dict[bytes, KeyRow] = {}
-        self._local: Principal | None = None
+        self._gates: dict[str, Gate] = {}
+        """Request id -> its place in the limits, while the call runs."""
 
     @classmethod
     def open(cls, home: Path, settings: Settings, clock: Callable[[], float] = time.time) -> Self:
         """Open HOME/accounts.db, close what a dead process left open, write keys.json at the first start.
 
-        Raises ConfigError (price book, key secret), StoreError."""
-        prices = PriceBook.load(settings)
+        Raises ConfigError (price book, tiers, key secret), StoreError."""
+        prices, tiers = PriceBook.load(settings), TierBook.load(settings)
         store = Store(home / DATABASE, SCHEMA)
         try:
-            accounts = cls(home, store, prices, clock)
+            accounts = cls(home, store, settings, prices, tiers, clock)
             accounts.ledger.close_orphans()
             accounts.ensure_keys_file()
-            accounts._load_keys()
+            accounts.keyring.load()
+            accounts.organisations.load()
+        except BaseException:
+            store.close()
+            raise
+        return accounts
+
+    @classmethod
+    def peek(cls, home: Path, settings: Settings) -> Self:
+        """Read-only, beside the process that owns HOME: whatever would write raises HomeLocked.
+
+        Raises ConfigError, StoreError (no accounts there yet)."""
+        prices, tiers = PriceBook.load(settings), TierBook.load(settings)
+        store = cast(Store, _Watcher(home / DATABASE))
+        try:
+            accounts = cls(home, store, settings, prices, tiers)
+            accounts.keyring.load()
+            accounts.organisations.load()
         except BaseException:
             store.close()
             raise
         return accounts
 
     def close(self) -> None:
-        self._store.close()
+        self.store.close()
 
     def __enter__(self) -> Self:
         return self
@@ -103,81 +141,39 @@ class Accounts:
         move it away later: it is not made again.
 
         The file is written before the keys are entered, so a crash between the two loses neither."""
-        path = self.home / KEYS_FILE
-        if self._store.read("SELECT 1 FROM api_key LIMIT 1"):
-            return path
-        if path.exists():
-            found = _read_keys_file(path)
-        else:
-            found = {entry: new_secret() for entry in FIRST_KEYS}
-            replace_file(path, (json.dumps(found, indent=2) + "\n").encode())
-
-        def work(connection: sqlite3.Connection) -> None:
-            project_id = _first_project(connection)
-            for entry, (name, scope) in FIRST_KEYS.items():
-                self._insert(connection, found[entry], project_id, name, {scope}, None, None)
-
-        self._store.write_now(work)
-        return path
+        return self.keyring.ensure_file()
 
     def authenticate(self, secret: str, scope: str) -> Principal:
         """Whose key this is. Raises InvalidKey (unknown, disabled, expired), Forbidden (wrong scope)."""
-        refused = InvalidKey("the API key is not valid", mend="check it, or use one from keys.json in HOME")
-        if not well_formed(secret):
-            raise refused
-        row = self._keys.get(digest_of(secret, self._secret))
-        if row is None or row.disabled:
-            raise refused
-        if row.expires_ms is not None and row.expires_ms <= self._clock() * 1000:
-            raise InvalidKey("the API key has expired", mend="make a new one")
-        if scope not in row.principal.scopes:
-            raise Forbidden(f"this API key lacks the scope {scope}", mend=f"use a key with the scope {scope}")
-        return row.principal
+        return self.keyring.authenticate(secret, scope)
 
     def local_principal(self) -> Principal:
         """Whom the command line acts for when no server stands between: HOME's first project key."""
-        if self._local is None:
-            raise ConfigError("this HOME has no key for its local project", field="home")
-        return self._local
+        return self.keyring.local_principal()
 
     def create_key(
         self,
         name: str,
         scopes: Iterable[str] = ("chat",),
         *,
+        project_id: int | None = None,
         budget: int | None = None,
         expires_ms: int | None = None,
+        actor: str = COMMAND_LINE,
     ) -> str:
-        """A new key of the local project, shown this once. `budget` is the most that it may spend, in
-        nano-USD."""
-        chosen, secret = check_scopes(scopes), new_secret()
-        self._store.write_now(
-            lambda connection: self._insert(
-                connection, secret, _first_project(connection), name, chosen, budget, expires_ms
-            )
+        """A new key of that project (of the local one), shown this once. `budget` is the most that it may
+        spend, in nano-USD."""
+        return self.keyring.create(
+            name, scopes, project_id=project_id, budget=budget, expires_ms=expires_ms, actor=actor
         )
-        self._load_keys()
-        return secret
 
-    def disable_key(self, key_id: int) -> None:
+    def disable_key(self, key_id: int, *, actor: str = COMMAND_LINE) -> None:
         """Effective at once, and for good. Raises NotFound."""
+        self.keyring.disable(key_id, actor=actor)
 
-        def work(connection: sqlite3.Connection) -> int:
-            return connection.execute("UPDATE api_key SET disabled = 1 WHERE id = ?", (key_id,)).rowcount
-
-        if not self._store.write_now(work):
-            raise NotFound(f"no key {key_id}", field="key")
-        self._load_keys()
-
-    def set_key_budget(self, key_id: int, budget: int | None) -> None:
+    def set_key_budget(self, key_id: int, budget: int | None, *, actor: str = COMMAND_LINE) -> None:
         """The most that the key may spend in all, in nano-USD; None lifts the limit. Raises NotFound."""
-        statement = "UPDATE account SET budget = ? WHERE id = (SELECT account_id FROM api_key WHERE id = ?)"
-
-        def work(connection: sqlite3.Connection) -> int:
-            return connection.execute(statement, (budget, key_id)).rowcount
-
-        if not self._store.write_now(work):
-            raise NotFound(f"no key {key_id}", field="key")
+        self.keyring.set_budget(key_id, budget, actor=actor)
 
     # ---- money
 
@@ -191,17 +187,36 @@ class Accounts:
         prompt_bound: int,
         max_tokens: int,
         prompt_estimate: int | None = None,
+        least_tokens: int | None = None,
     ) -> Reservation:
-        """See `Ledger.reserve`; `price` is an id in the price book, today's version of which is used."""
-        return await self.ledger.reserve(
-            principal,
-            request_id=request_id,
-            model=model,
-            price=self.prices.price(price),
-            prompt_bound=prompt_bound,
-            prompt_estimate=prompt_bound if prompt_estimate is None else prompt_estimate,
-            max_tokens=max_tokens,
-        )
+        """Let the call in, by its organisation's rate tier, and reserve: see `Ledger.reserve`. `price` is an
+        id in the price book, today's version of which is used. `settle` ends both.
+
+        Raises LimitReached also for a rate limit, with `retry_after_s` where waiting helps."""
+        version = self.prices.price(price)
+        estimate = prompt_bound if prompt_estimate is None else prompt_estimate
+        try:
+            tier = self.organisations.tier(principal.organisation_id)
+            gate = self.limits.enter(principal.organisation_id, tier, estimate + max_tokens, principal.label)
+            try:
+                reservation = await self.ledger.reserve(
+                    principal,
+                    request_id=request_id,
+                    model=model,
+                    price=version,
+                    prompt_bound=prompt_bound,
+                    prompt_estimate=estimate,
+                    max_tokens=max_tokens,
+                    least_tokens=least_tokens,
+                )
+            except BaseException:
+                gate.undo()
+                raise
+        except AccountError as error:
+            self.counters.refused(error.code)
+            raise
+        self._gates[request_id] = gate
+        return reservation
 
     async def settle(
         self,
@@ -213,9 +228,17 @@ class Accounts:
         estimated: bool = False,
     ) -> Charge:
         """See `Ledger.settle`."""
-        return await self.ledger.settle(
-            reservation, Buckets.of(usage), reasoning=reasoning, outcome=outcome, estimated=estimated
-        )
+        gate = self._gates.pop(reservation.request_id, None)
+        try:
+            charge = await self.ledger.settle(
+                reservation, Buckets.of(usage), reasoning=reasoning, outcome=outcome, estimated=estimated
+            )
+        finally:
+            if gate is not None:
+                gate.leave()
+        if gate is not None:
+            self.counters.settled(charge)
+        return charge
 
     def usage_rows(
         self, project_id: int | None = None, *, before: str = "~", limit: int = 100
@@ -225,83 +248,23 @@ class Accounts:
 
     def verify(self) -> tuple[str, ...]:
         """What in the books does not agree, in words; none when all does."""
-        return self.ledger.verify()
+        return books.verify(self.store)
 
-    # ---- within
+    async def fold_step(self) -> int:
+        """Fold some of the rows of months that are not kept; how many, 0 when none is left."""
+        return await folding.fold_step(self.store, self._fold_before())
 
-    def _insert(
-        self,
-        connection: sqlite3.Connection,
-        secret: str,
-        project_id: int,
-        name: str,
-        scopes: Iterable[str],
-        budget: int | None,
-        expires_ms: int | None,
-    ) -> None:
-        account = connection.execute("INSERT INTO account (budget) VALUES (?) RETURNING id", (budget,))
-        connection.execute(
-            """INSERT INTO api_key
-                (project_id, account_id, digest, hint, name, scopes, created_ms, expires_ms)
-            VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
-            (
-                project_id,
-                account.fetchone()[0],
-                digest_of(secret, self._secret),
-                hint_of(secret),
-                name,
-                " ".join(sorted(scopes)),
-                int(self._clock() * 1000),
-                expires_ms,
-            ),
-        )
+    def fold(self, *, actor: str = COMMAND_LINE) -> int:
+        """Fold all of them; how many rows. Writes a line in the audit when there were any."""
+        before = self._fold_before()
+        done = folding.fold_all(self.store, before)
+        if done:
+            detail: audit.Detail = {"calls": done, "settled_before_ms": before}
+            now = int(self._clock() * 1000)
+            self.store.write_now(
+                lambda connection: audit.record(connection, actor, "ledger.fold", detail, now)
+            )
+        return done
 
-    def _load_keys(self) -> None:
-        """All keys into memory: authentication reads no disk. This process is the only writer."""
-        rows = self._store.read(
-            """SELECT k.id, k.name, k.project_id, p.organisation_id, k.scopes, k.digest, k.hint,
-                k.expires_ms, k.disabled
-            FROM api_key k JOIN project p ON p.id = k.project_id ORDER BY k.id"""
-        )
-        found = [_key_row(row) for row in rows]
-        self._keys = {row.digest: row for row in found}
-        usable = (row.principal for row in found if not row.disabled)
-        self._local = next((principal for principal in usable if "chat" in principal.scopes), None)
-
-
-def _key_row(row: tuple[Any, ...]) -> KeyRow:
-    number, name, project_id, organisation_id, scopes, digest, hint, expires_ms, disabled = row
-    principal = Principal(number, name, project_id, organisation_id, frozenset(scopes.split()))
-    return KeyRow(principal, digest, hint, expires_ms, bool(disabled))
-
-
-def _first_project(connection: sqlite3.Connection) -> int:
-    """The local project, made at the first start; it has no budget."""
-    found = connection.execute("SELECT id FROM project ORDER BY id LIMIT 1").fetchone()
-    if found is not None:
-        return int(found[0])
-    organisation = connection.execute("INSERT INTO organisation (name) VALUES (?) RETURNING id", (LOCAL,))
-    account = connection.execute("INSERT INTO account (budget) VALUES (NULL) RETURNING id")
-    made = connection.execute(
-        "INSERT INTO project (organisation_id, account_id, name) VALUES (?, ?, ?) RETURNING id",
-        (organisation.fetchone()[0], account.fetchone()[0], LOCAL),
-    )
-    return int(made.fetchone()[0])
-
-
-def _read_keys_file(path: Path) -> dict[str, str]:
-    """The keys that a start left behind which died before it entered them."""
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise ConfigError(
-            f"cannot read {path}: {error}", mend="move it away; the next start makes new keys"
-        ) from error
-    if not isinstance(found, dict) or not all(
-        isinstance(found.get(entry), str) and well_formed(found[entry]) for entry in FIRST_KEYS
-    ):
-        raise ConfigError(
-            f"{path} does not hold the keys {' and '.join(FIRST_KEYS)}",
-            mend="move it away; the next start makes new keys",
-        )
-    return found
+    def _fold_before(self) -> int:
+        return folding.first_kept_ms(self._clock(), self._keep_months)

@@ -46,6 +46,11 @@ class Principal:
         """Prefix reuse never crosses organisations."""
         return f"organisation-{self.organisation_id}"
 
+    @property
+    def label(self) -> str:
+        """How the hosted API's messages name an account."""
+        return f"org-{self.organisation_id}<ak-{self.key_id}>"
+
 
 @dataclass(frozen=True)
 class KeyRow:

@@ -4,7 +4,8 @@
     settle    replace the reservation by the charge; a second settle changes nothing
     orphan    an open row found at start: its process died; it is settled by what is known of it
 
-A row and the two accounts it moves change in one transaction, so they cannot disagree; `verify` proves it.
+A row and what it moves, the two accounts and with `prepaid` the organisation's wallet, change in one
+transaction, so they cannot disagree; `accounts/books.py` proves it.
 """
 
 from __future__ import annotations
@@ -18,7 +19,8 @@ from datetime import date
 from typing import Literal
 
 from perilune.accounts.keys import Principal
-from perilune.accounts.prices import Buckets, Price, upper_bound
+from perilune.accounts.prices import TOKENS_PER_RATE, Buckets, Price, upper_bound
+from perilune.accounts.wallet import AVAILABLE, Prepaid
 from perilune.errors import ConfigError, InputError, InsufficientBalance, LimitReached, StoreError
 from perilune.store import Store
 
@@ -44,6 +46,8 @@ class Reservation:
     price: Price
     amount: int
     """Nano-USD set aside."""
+    max_tokens: int
+    """Most tokens of the answer that it covers."""
 
 
 @dataclass(frozen=True)
@@ -84,9 +88,14 @@ class UsageRow:
 class Ledger:
     """The money side of one accounts.db. One process owns it (see `store.HomeLock`)."""
 
-    def __init__(self, store: Store, clock: Callable[[], float] = time.time) -> None:
+    def __init__(
+        self, store: Store, clock: Callable[[], float] = time.time, prepaid: Prepaid | None = None
+    ) -> None:
+        """With `prepaid`, calls are paid from the wallets of organisations; those that are under way when
+        this changes are settled as they were reserved."""
         self._store = store
         self._clock = clock
+        self._prepaid = prepaid
 
     async def reserve(
         self,
@@ -98,25 +107,34 @@ class Ledger:
         prompt_bound: int,
         prompt_estimate: int,
         max_tokens: int,
+        least_tokens: int | None = None,
     ) -> Reservation:
         """Open a row for a call that sends at most `prompt_bound` and receives at most `max_tokens` tokens.
+        With `least_tokens` the answer may be cut, down to so many, to what budgets and balance still cover.
         On disk when this returns.
 
-        Raises LimitReached (key budget), InsufficientBalance (project budget), InputError for a request
-        id that was used before. Then nothing is reserved, nor when the wait is cancelled."""
-        amount = upper_bound(price, prompt_bound, max_tokens)
+        Raises LimitReached (key budget), InsufficientBalance (project budget, balance), InputError for a
+        request id that was used before. Then nothing is reserved, nor when the wait is cancelled."""
         now = self._now()
+        prepaid = self._prepaid
 
-        def work(connection: sqlite3.Connection) -> None:
+        def work(connection: sqlite3.Connection) -> Reservation:
             if connection.execute("SELECT 1 FROM request WHERE id = ?", (request_id,)).fetchone():
                 raise InputError(
                     f"{request_id} was used before", field="request_id", mend="every call needs its own"
                 )
+            tokens = max_tokens
+            if least_tokens is not None and least_tokens < max_tokens:
+                room = _room(connection, principal, prepaid is not None)
+                tokens = _affordable(price, prompt_bound, least_tokens, max_tokens, room)
+            amount = upper_bound(price, prompt_bound, tokens)
             _take(connection, principal, amount)
+            if prepaid is not None:
+                _take_prepaid(connection, principal, amount, prepaid)
             connection.execute(
                 """INSERT INTO request
-                    (id, key_id, project_id, price_id, model, reserved, uncached, opened_ms)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?)""",
+                    (id, key_id, project_id, price_id, model, reserved, uncached, opened_ms, prepaid)
+                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
                 (
                     request_id,
                     principal.key_id,
@@ -126,16 +144,17 @@ class Ledger:
                     amount,
                     prompt_estimate,
                     now,
+                    int(prepaid is not None),
                 ),
             )
+            return Reservation(request_id, principal, price, amount, tokens)
 
         try:
-            await self._store.write(work)
+            return await self._store.write(work)
         except asyncio.CancelledError:
             # The row may be on its way; writes run in order, so this one comes after it.
             await self._store.write(lambda connection: _abandon(connection, request_id, now))
             raise
-        return Reservation(request_id, principal, price, amount)
 
     async def settle(
         self,
@@ -185,42 +204,6 @@ class Ledger:
             found = self._store.read(f"{ROWS} WHERE {where} ORDER BY r.id DESC LIMIT ?", (*params, limit))
         return [_usage_row(row) for row in found]
 
-    def verify(self) -> tuple[str, ...]:
-        """Every disagreement between rows, prices and accounts, in words; none when the books are right."""
-        return (*self._wrong_charges(), *self._wrong_accounts())
-
-    def _wrong_charges(self) -> list[str]:
-        rows = self._store.read(
-            """SELECT r.id, r.charge, r.uncached, r.cached, r.output,
-                p.name, p.input, p.cached_input, p.output
-            FROM request r JOIN price_version p ON p.id = r.price_id WHERE r.outcome <> 'open'"""
-        )
-        wrong = []
-        for request_id, charge, uncached, cached, output, name, *rates in rows:
-            due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
-            if due != charge:
-                wrong.append(f"request {request_id} is charged {charge}, its tokens cost {due}")
-        return wrong
-
-    def _wrong_accounts(self) -> list[str]:
-        wrong = []
-        for owner, column in (("api_key", "key_id"), ("project", "project_id")):
-            rows = self._store.read(
-                f"""SELECT o.id, a.spent, a.reserved,
-                    COALESCE(SUM(CASE WHEN r.outcome <> 'open' THEN r.charge ELSE 0 END), 0),
-                    COALESCE(SUM(CASE WHEN r.outcome = 'open' THEN r.reserved ELSE 0 END), 0)
-                FROM {owner} o JOIN account a ON a.id = o.account_id
-                LEFT JOIN request r ON r.{column} = o.id
-                GROUP BY o.id, a.spent, a.reserved"""
-            )
-            for number, spent, reserved, charged, opened in rows:
-                if (spent, reserved) != (charged, opened):
-                    wrong.append(
-                        f"{owner} {number} has spent {spent} and reserved {reserved}, "
-                        f"its requests say {charged} and {opened}"
-                    )
-        return wrong
-
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
@@ -254,6 +237,53 @@ def _take(connection: sqlite3.Connection, principal: Principal, amount: int) -> 
         )
 
 
+def _room(connection: sqlite3.Connection, principal: Principal, prepaid: bool) -> int | None:
+    """Nano-USD that the budgets and the balance still cover; None is no limit."""
+    rows = connection.execute(
+        f"SELECT budget - spent - reserved FROM account WHERE budget IS NOT NULL AND {IN_BOTH_ACCOUNTS}",
+        (principal.key_id, principal.project_id),
+    ).fetchall()
+    if prepaid:
+        rows += connection.execute(
+            f"SELECT {AVAILABLE} FROM wallet WHERE organisation_id = ?", (principal.organisation_id,)
+        ).fetchall()
+    return min((int(row[0]) for row in rows), default=None)
+
+
+def _affordable(price: Price, prompt_bound: int, least: int, most: int, room: int | None) -> int:
+    """As many answer tokens as `room` covers, within the two bounds."""
+    if room is None or price.output == 0:
+        return most
+    left = room * TOKENS_PER_RATE - prompt_bound * max(price.input, price.cached_input)
+    return max(least, min(most, left // price.output))
+
+
+def _take_prepaid(
+    connection: sqlite3.Connection, principal: Principal, amount: int, prepaid: Prepaid
+) -> None:
+    """Reserve in the organisation's wallet. A refusal undoes the whole write."""
+    taken = connection.execute(
+        f"""UPDATE wallet SET reserved = reserved + ?
+        WHERE organisation_id = ? AND deposited >= ? AND (? = 0 OR {AVAILABLE} >= ?)""",
+        (amount, principal.organisation_id, prepaid.activation, amount, amount),
+    )
+    if taken.rowcount == 1:
+        return
+    deposited, available = connection.execute(
+        f"SELECT deposited, {AVAILABLE} FROM wallet WHERE organisation_id = ?", (principal.organisation_id,)
+    ).fetchone()
+    if deposited < prepaid.activation:
+        raise InsufficientBalance(
+            f"Your account {principal.label} is suspended, please check your plan and billing details",
+            mend=f"it is active once ${prepaid.activation / 1e9:.2f} have been deposited",
+        )
+    raise InsufficientBalance(
+        f"You exceeded your current token quota: <org-{principal.organisation_id}> {available / 1e9:.5f}, "
+        "please check your account balance",
+        mend="top up, or ask for fewer tokens",
+    )
+
+
 def _settle(
     connection: sqlite3.Connection,
     request_id: str,
@@ -264,20 +294,22 @@ def _settle(
     now: int,
 ) -> Charge:
     row = connection.execute(
-        """SELECT r.outcome, r.reserved, r.key_id, r.project_id, p.name, p.input, p.cached_input, p.output,
+        """SELECT r.outcome, r.reserved, r.key_id, r.project_id, r.prepaid,
+            p.name, p.input, p.cached_input, p.output,
             r.charge, r.uncached, r.cached, r.output, r.estimated
         FROM request r JOIN price_version p ON p.id = r.price_id WHERE r.id = ?""",
         (request_id,),
     ).fetchone()
     if row is None:
         raise StoreError(f"request {request_id} was never opened", mend="reserve before you settle")
-    was, reserved, key_id, project_id, name, *rates = row[:8]
+    was, reserved, key_id, project_id, prepaid, name, *rates = row[:9]
     if was != "open":
-        return Charge(request_id, row[8], name, was, Buckets(*row[9:12]), bool(row[12]))
+        return Charge(request_id, row[9], name, was, Buckets(*row[10:13]), bool(row[13]))
     charge = Price(name, date.min, *rates).charge(buckets)
+    from_voucher = _pay(connection, project_id, charge, reserved) if prepaid else 0
     connection.execute(
         """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
-            reasoning = ?, settled_ms = ? WHERE id = ?""",
+            reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ?""",
         (
             outcome,
             int(estimated),
@@ -286,6 +318,7 @@ def _settle(
             buckets.cached,
             buckets.output,
             reasoning,
+            from_voucher,
             now,
             request_id,
         ),
@@ -295,6 +328,22 @@ def _settle(
         (charge, reserved, key_id, project_id),
     )
     return Charge(request_id, charge, name, outcome, buckets, estimated)
+
+
+def _pay(connection: sqlite3.Connection, project_id: int, charge: int, reserved: int) -> int:
+    """Take a charge from the wallet: first what was granted, then cash. How much was granted credit."""
+    organisation_id, voucher = connection.execute(
+        """SELECT w.organisation_id, w.voucher FROM wallet w
+        JOIN project p ON p.organisation_id = w.organisation_id WHERE p.id = ?""",
+        (project_id,),
+    ).fetchone()
+    granted = min(int(voucher), charge)
+    connection.execute(
+        """UPDATE wallet SET voucher = voucher - ?, cash = cash - ?, reserved = reserved - ?
+        WHERE organisation_id = ?""",
+        (granted, charge - granted, reserved, organisation_id),
+    )
+    return granted
 
 
 def _abandon(connection: sqlite3.Connection, request_id: str, now: int) -> None:

@@ -2,8 +2,10 @@
 
 An *account* is a pot of money with an optional budget; every project has one and every key has one, and a
 call reserves and spends in both. `spent` and `reserved` are kept up in the same transaction as the row of
-the request that moves them, and `Ledger.verify` proves that they agree. All money is integer nano-USD, all
-times are milliseconds since 1970.
+the request that moves them, and `Ledger.verify` proves that they agree. A *wallet* is what an organisation
+has paid in (`cash`) and was granted (`voucher`); its *entries* say how. A request with `prepaid` took its
+charge from the wallet, `from_voucher` of it from the grants. *Carried* are the sums of requests of closed
+months whose rows were deleted. All money is integer nano-USD, all times are milliseconds since 1970.
 """
 
 SCHEMA: tuple[str, ...] = (
@@ -63,4 +65,54 @@ SCHEMA: tuple[str, ...] = (
     )""",
     "CREATE INDEX request_by_project ON request (project_id, id)",
     "CREATE INDEX request_open ON request (outcome) WHERE outcome = 'open'",
+    "ALTER TABLE organisation ADD COLUMN tier TEXT",
+    "ALTER TABLE request ADD COLUMN prepaid INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE request ADD COLUMN from_voucher INTEGER NOT NULL DEFAULT 0",
+    "CREATE INDEX request_by_settled ON request (settled_ms)",
+    """CREATE TABLE wallet (
+        organisation_id INTEGER PRIMARY KEY REFERENCES organisation (id),
+        cash INTEGER NOT NULL DEFAULT 0,
+        voucher INTEGER NOT NULL DEFAULT 0,
+        reserved INTEGER NOT NULL DEFAULT 0,
+        deposited INTEGER NOT NULL DEFAULT 0,
+        CHECK (voucher >= 0 AND reserved >= 0)
+    )""",
+    "INSERT INTO wallet (organisation_id) SELECT id FROM organisation",
+    """CREATE TABLE entry (
+        id INTEGER PRIMARY KEY,
+        organisation_id INTEGER NOT NULL REFERENCES organisation (id),
+        kind TEXT NOT NULL,
+        cash INTEGER NOT NULL,
+        voucher INTEGER NOT NULL,
+        reference TEXT NOT NULL,
+        note TEXT NOT NULL,
+        actor TEXT NOT NULL,
+        created_ms INTEGER NOT NULL,
+        UNIQUE (organisation_id, reference)
+    )""",
+    """CREATE TABLE carried (
+        month TEXT NOT NULL,
+        key_id INTEGER NOT NULL REFERENCES api_key (id),
+        project_id INTEGER NOT NULL REFERENCES project (id),
+        model TEXT NOT NULL,
+        price_id INTEGER NOT NULL REFERENCES price_version (id),
+        calls INTEGER NOT NULL,
+        estimated INTEGER NOT NULL,
+        charge INTEGER NOT NULL,
+        from_cash INTEGER NOT NULL,
+        from_voucher INTEGER NOT NULL,
+        uncached INTEGER NOT NULL,
+        cached INTEGER NOT NULL,
+        output INTEGER NOT NULL,
+        reasoning INTEGER NOT NULL,
+        PRIMARY KEY (month, key_id, project_id, model, price_id)
+    )""",
+    """CREATE TABLE audit (
+        id INTEGER PRIMARY KEY,
+        at_ms INTEGER NOT NULL,
+        actor TEXT NOT NULL,
+        act TEXT NOT NULL,
+        detail TEXT NOT NULL,
+        digest TEXT NOT NULL
+    )""",
 )

@@ -44,6 +44,9 @@ BYTES_PER_TOKEN = 4
 MARKER_TOKENS = 16
 """More than the template puts around one message, call or tool; for bounds."""
 
+LEAST_ANSWER = 256
+"""An answer whose length the request leaves open is cut to what budgets and balance cover, but never below
+this: then the call is refused. Documented in docs/accounts.md."""
 MOST_TOKENS = 1 << 31
 """Of any one call; also keeps every charge within the ledger's integers."""
 
@@ -61,6 +64,8 @@ class Quote:
     """Most tokens of the answer."""
     nano_usd: int
     """The most that the call can cost."""
+    least_tokens: int | None = None
+    """Where the request leaves the length open: the least to which budgets and balance may cut it."""
 
 
 class MeteredBackend:
@@ -113,10 +118,12 @@ class MeteredBackend:
         counted = await self._inner.count_tokens(request)
         bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
         most = min(request.max_tokens or entry.max_output_tokens, entry.context_length)
-        if request.max_tokens is None and counted is not None:
-            most = max(1, min(most, entry.context_length - counted))
+        least = None
+        if request.max_tokens is None:
+            most = max(1, min(most, entry.context_length - estimate))
+            least = min(LEAST_ANSWER, most)
         price = self._accounts.prices
-        return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most))
+        return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most), least)
 
     async def ready(self) -> None:
         await self._inner.ready()
@@ -136,6 +143,7 @@ class MeteredBackend:
             prompt_bound=quote.prompt_bound,
             prompt_estimate=quote.prompt_estimate,
             max_tokens=quote.max_tokens,
+            least_tokens=quote.least_tokens,
         )
 
     async def _settle(
@@ -186,7 +194,7 @@ class MeteredCall:
         reservation = await self._backend._reserve(self.request_id, quote)
         outcome: Outcome = "aborted"
         try:
-            async with aclosing(self._inner_stream(quote)) as events:
+            async with aclosing(self._inner_stream(reservation)) as events:
                 async for event in events:
                     self._count(event)
                     if isinstance(event, Finished):
@@ -203,9 +211,9 @@ class MeteredCall:
             if self.charge is None:
                 await self._settle_unfinished(reservation, quote, outcome)
 
-    def _inner_stream(self, quote: Quote) -> AsyncGenerator[Event, None]:
+    def _inner_stream(self, reservation: Reservation) -> AsyncGenerator[Event, None]:
         """The inner call, held to the tokens that were reserved for it."""
-        request = msgspec.structs.replace(self._request, max_tokens=quote.max_tokens)
+        request = msgspec.structs.replace(self._request, max_tokens=reservation.max_tokens)
         return cast(AsyncGenerator[Event, None], self._backend._inner.stream(request))
 
     async def _settle_finished(self, reservation: Reservation, quote: Quote, event: Finished) -> Finished:

@@ -1,0 +1,111 @@
+"""The proof that the books agree: rows with prices, accounts and wallets with rows and entries.
+
+Every check is one SQL statement, so it sees one moment, even beside a server that goes on writing. Rows that
+were folded into sums (`accounts/folding.py`) count by their sums.
+"""
+
+from __future__ import annotations
+
+from datetime import date
+
+from perilune.accounts import audit
+from perilune.accounts.prices import Buckets, Price
+from perilune.store import Reader, Store
+
+Source = Store | Reader
+
+
+def verify(source: Source) -> tuple[str, ...]:
+    """Every disagreement in words; none when the books are right."""
+    return (
+        *_wrong_charges(source),
+        *_wrong_sums(source),
+        *_wrong_accounts(source),
+        *_wrong_wallets(source),
+        *audit.broken_links(source),
+    )
+
+
+def _wrong_charges(source: Source) -> list[str]:
+    rows = source.read(
+        """SELECT r.id, r.charge, r.from_voucher, r.prepaid, r.uncached, r.cached, r.output,
+            p.name, p.input, p.cached_input, p.output
+        FROM request r JOIN price_version p ON p.id = r.price_id WHERE r.outcome <> 'open'"""
+    )
+    wrong = []
+    for request_id, charge, granted, prepaid, uncached, cached, output, name, *rates in rows:
+        due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
+        if due != charge:
+            wrong.append(f"request {request_id} is charged {charge}, its tokens cost {due}")
+        if not 0 <= granted <= (charge if prepaid else 0):
+            wrong.append(f"request {request_id} took {granted} of its charge {charge} from vouchers")
+    return wrong
+
+
+def _wrong_sums(source: Source) -> list[str]:
+    """A sum's charge is that of its calls, each of which was rounded up by less than one."""
+    rows = source.read(
+        """SELECT c.month, c.key_id, c.model, c.calls, c.charge, c.uncached, c.cached, c.output,
+            p.name, p.input, p.cached_input, p.output
+        FROM carried c JOIN price_version p ON p.id = c.price_id"""
+    )
+    wrong = []
+    for month, key_id, model, calls, charge, uncached, cached, output, name, *rates in rows:
+        due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
+        if not due <= charge <= due + calls:
+            wrong.append(
+                f"the sum of {month}, key {key_id}, {model} is charged {charge}, its tokens cost {due}"
+            )
+    return wrong
+
+
+def _wrong_accounts(source: Source) -> list[str]:
+    wrong = []
+    for owner, column in (("api_key", "key_id"), ("project", "project_id")):
+        rows = source.read(
+            f"""SELECT o.id, a.spent, a.reserved, COALESCE(SUM(b.charge), 0), COALESCE(SUM(b.reserved), 0)
+            FROM {owner} o JOIN account a ON a.id = o.account_id
+            LEFT JOIN (
+                SELECT {column} AS owner_id,
+                    CASE WHEN outcome <> 'open' THEN charge ELSE 0 END AS charge,
+                    CASE WHEN outcome = 'open' THEN reserved ELSE 0 END AS reserved
+                FROM request
+                UNION ALL SELECT {column}, charge, 0 FROM carried
+            ) b ON b.owner_id = o.id
+            GROUP BY o.id, a.spent, a.reserved"""
+        )
+        for number, spent, reserved, charged, opened in rows:
+            if (spent, reserved) != (charged, opened):
+                wrong.append(
+                    f"{owner} {number} has spent {spent} and reserved {reserved}, "
+                    f"its requests say {charged} and {opened}"
+                )
+    return wrong
+
+
+def _wrong_wallets(source: Source) -> list[str]:
+    rows = source.read(
+        """SELECT w.organisation_id, w.cash, w.voucher, w.reserved, w.deposited,
+            COALESCE(SUM(b.cash), 0), COALESCE(SUM(b.voucher), 0),
+            COALESCE(SUM(b.reserved), 0), COALESCE(SUM(b.deposited), 0)
+        FROM wallet w LEFT JOIN (
+            SELECT organisation_id, cash, voucher, 0 AS reserved,
+                CASE WHEN kind = 'deposit' THEN cash ELSE 0 END AS deposited
+            FROM entry
+            UNION ALL SELECT p.organisation_id,
+                CASE WHEN r.outcome <> 'open' THEN r.from_voucher - r.charge ELSE 0 END,
+                -r.from_voucher,
+                CASE WHEN r.outcome = 'open' THEN r.reserved ELSE 0 END, 0
+            FROM request r JOIN project p ON p.id = r.project_id WHERE r.prepaid = 1
+            UNION ALL SELECT p.organisation_id, -c.from_cash, -c.from_voucher, 0, 0
+            FROM carried c JOIN project p ON p.id = c.project_id
+        ) b ON b.organisation_id = w.organisation_id
+        GROUP BY w.organisation_id, w.cash, w.voucher, w.reserved, w.deposited"""
+    )
+    wrong = []
+    for number, *held in rows:
+        names = ("cash", "voucher", "reserved", "deposited")
+        for name, kept, due in zip(names, held[:4], held[4:], strict=True):
+            if kept != due:
+                wrong.append(f"organisation {number} has {name} {kept}, its entries and requests say {due}")
+    return wrong

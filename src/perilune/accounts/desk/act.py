@@ -1,0 +1,43 @@
+"""An operator's act: a name, the fields it takes, and what it does. One table serves the command line, which
+calls it in its own process or over the admin door, and the door itself."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import msgspec
+
+from perilune.accounts.accounts import Accounts
+from perilune.errors import InputError
+
+
+class Nothing(msgspec.Struct, forbid_unknown_fields=True):
+    """An act that takes no fields."""
+
+
+@dataclass(frozen=True)
+class Act:
+    fields: type[msgspec.Struct]
+    run: Callable[[Accounts, Any, str], object]
+    """(accounts, the fields, who acts) -> something that is JSON."""
+    changes: bool
+    """Whether it writes; the others also work beside a process that owns HOME."""
+
+
+Acts = Mapping[str, Act]
+
+
+def perform(acts: Acts, name: str, body: bytes, accounts: Accounts, actor: str) -> object:
+    """Decode the fields and act. Raises InputError naming the field, and what the act raises."""
+    act = acts[name]
+    try:
+        fields = msgspec.json.decode(body or b"{}", type=act.fields)
+    except msgspec.ValidationError as error:
+        text, _, path = str(error).partition(" - at `$")
+        field = path.removesuffix("`").removeprefix(".")
+        raise InputError(text[:1].lower() + text[1:], field=field or None) from error
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise InputError(f"the body is not valid JSON: {error}", mend="send one JSON object") from error
+    return act.run(accounts, fields, actor)

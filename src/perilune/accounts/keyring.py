@@ -1,0 +1,258 @@
+"""All keys of a HOME, in memory: made, listed, given budgets, disabled, and recognised without the disk."""
+
+from __future__ import annotations
+
+import json
+import sqlite3
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from perilune.accounts import audit
+from perilune.accounts.keys import (
+    KeyRow,
+    Principal,
+    check_scopes,
+    digest_of,
+    hint_of,
+    key_secret,
+    new_secret,
+    well_formed,
+)
+from perilune.accounts.organisations import first_project
+from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound
+from perilune.store import Store, replace_file
+
+KEYS_FILE = "keys.json"
+FIRST_KEYS = {"admin_key": ("first admin key", "admin"), "project_key": ("first project key", "chat")}
+"""Entry of keys.json -> the key's name and scopes."""
+LONGEST_NAME = 200
+
+
+@dataclass(frozen=True)
+class KeyState:
+    """One key as operators see it."""
+
+    id: int
+    name: str
+    hint: str
+    project: str
+    project_id: int
+    organisation_id: int
+    scopes: tuple[str, ...]
+    created_ms: int
+    expires_ms: int | None
+    disabled: bool
+    budget: int | None
+    spent: int
+    reserved: int
+
+
+class Keyring:
+    """The only writer of keys in this process, and this process is the only one that writes them."""
+
+    def __init__(self, home: Path, store: Store, clock: Callable[[], float]) -> None:
+        """Raises ConfigError when the key secret is gone."""
+        self._home = home
+        self._store = store
+        self._clock = clock
+        self._secret = key_secret(home, has_keys=bool(store.read("SELECT 1 FROM api_key LIMIT 1")))
+        self._keys: dict[bytes, KeyRow] = {}
+        self._local: Principal | None = None
+
+    def load(self) -> None:
+        """Read all keys: authentication then reads no disk."""
+        rows = self._store.read(
+            """SELECT k.id, k.name, k.project_id, p.organisation_id, k.scopes, k.digest, k.hint,
+                k.expires_ms, k.disabled
+            FROM api_key k JOIN project p ON p.id = k.project_id ORDER BY k.id"""
+        )
+        found = [_key_row(row) for row in rows]
+        self._keys = {row.digest: row for row in found}
+        usable = (row.principal for row in found if not row.disabled)
+        self._local = next((principal for principal in usable if "chat" in principal.scopes), None)
+
+    def ensure_file(self) -> Path:
+        """See `Accounts.ensure_keys_file`."""
+        path = self._home / KEYS_FILE
+        if self._store.read("SELECT 1 FROM api_key LIMIT 1"):
+            return path
+        if path.exists():
+            found = _read_keys_file(path)
+        else:
+            found = {entry: new_secret() for entry in FIRST_KEYS}
+            replace_file(path, (json.dumps(found, indent=2) + "\n").encode())
+
+        def work(connection: sqlite3.Connection) -> None:
+            project_id = first_project(connection)
+            for entry, (name, scope) in FIRST_KEYS.items():
+                self._insert(connection, found[entry], project_id, name, {scope}, None, None)
+
+        self._store.write_now(work)
+        return path
+
+    def authenticate(self, secret: str, scope: str) -> Principal:
+        """Whose key this is. Raises InvalidKey (unknown, disabled, expired), Forbidden (wrong scope)."""
+        refused = InvalidKey("the API key is not valid", mend="check it, or use one from keys.json in HOME")
+        if not well_formed(secret):
+            raise refused
+        row = self._keys.get(digest_of(secret, self._secret))
+        if row is None or row.disabled:
+            raise refused
+        if row.expires_ms is not None and row.expires_ms <= self._clock() * 1000:
+            raise InvalidKey("the API key has expired", mend="make a new one")
+        if scope not in row.principal.scopes:
+            raise Forbidden(f"this API key lacks the scope {scope}", mend=f"use a key with the scope {scope}")
+        return row.principal
+
+    def local_principal(self) -> Principal:
+        if self._local is None:
+            raise ConfigError("this HOME has no key for its local project", field="home")
+        return self._local
+
+    def create(
+        self,
+        name: str,
+        scopes: Iterable[str],
+        *,
+        project_id: int | None = None,
+        budget: int | None = None,
+        expires_ms: int | None = None,
+        actor: str,
+    ) -> str:
+        """A new key, shown this once. Raises NotFound (project), ConfigError (scopes), InputError."""
+        chosen, secret = check_scopes(scopes), new_secret()
+        if not name.strip() or len(name) > LONGEST_NAME:
+            raise InputError(f"must have 1 to {LONGEST_NAME} characters", field="name", mend="choose another")
+        check_budget(budget)
+
+        def work(connection: sqlite3.Connection) -> None:
+            place = project_id if project_id is not None else first_project(connection)
+            if connection.execute("SELECT 1 FROM project WHERE id = ?", (place,)).fetchone() is None:
+                raise NotFound(f"no project {place}", field="project")
+            key_id = self._insert(connection, secret, place, name, chosen, budget, expires_ms)
+            detail: audit.Detail = {
+                "key": key_id,
+                "name": name,
+                "hint": hint_of(secret),
+                "project": place,
+                "scopes": sorted(chosen),
+                "budget": budget,
+                "expires_ms": expires_ms,
+            }
+            audit.record(connection, actor, "keys.create", detail, self._now())
+
+        self._store.write_now(work)
+        self.load()
+        return secret
+
+    def disable(self, key_id: int, *, actor: str) -> None:
+        """Effective at once, and for good. Raises NotFound."""
+        self._change(
+            "UPDATE api_key SET disabled = 1 WHERE id = ?", (), key_id, "keys.disable", {"key": key_id}, actor
+        )
+        self.load()
+
+    def set_budget(self, key_id: int, budget: int | None, *, actor: str) -> None:
+        """The most that the key may spend in all, in nano-USD; None lifts the limit. Raises NotFound."""
+        check_budget(budget)
+        self._change(
+            "UPDATE account SET budget = ? WHERE id = (SELECT account_id FROM api_key WHERE id = ?)",
+            (budget,),
+            key_id,
+            "keys.budget",
+            {"key": key_id, "budget": budget},
+            actor,
+        )
+
+    def states(self) -> list[KeyState]:
+        """Every key that was ever made, oldest first."""
+        rows = self._store.read(
+            """SELECT k.id, k.name, k.hint, p.name, p.id, p.organisation_id, k.scopes, k.created_ms,
+                k.expires_ms, k.disabled, a.budget, a.spent, a.reserved
+            FROM api_key k JOIN project p ON p.id = k.project_id JOIN account a ON a.id = k.account_id
+            ORDER BY k.id"""
+        )
+        return [
+            KeyState(*[*row[:6], tuple(row[6].split()), *row[7:9], bool(row[9]), *row[10:]]) for row in rows
+        ]
+
+    # ---- within
+
+    def _change(
+        self,
+        statement: str,
+        values: tuple[object, ...],
+        key_id: int,
+        act: str,
+        detail: audit.Detail,
+        actor: str,
+    ) -> None:
+        def work(connection: sqlite3.Connection) -> None:
+            if connection.execute(statement, (*values, key_id)).rowcount != 1:
+                raise NotFound(f"no key {key_id}", field="key")
+            audit.record(connection, actor, act, detail, self._now())
+
+        self._store.write_now(work)
+
+    def _insert(
+        self,
+        connection: sqlite3.Connection,
+        secret: str,
+        project_id: int,
+        name: str,
+        scopes: Iterable[str],
+        budget: int | None,
+        expires_ms: int | None,
+    ) -> int:
+        account = connection.execute("INSERT INTO account (budget) VALUES (?) RETURNING id", (budget,))
+        made = connection.execute(
+            """INSERT INTO api_key
+                (project_id, account_id, digest, hint, name, scopes, created_ms, expires_ms)
+            VALUES (?, ?, ?, ?, ?, ?, ?, ?) RETURNING id""",
+            (
+                project_id,
+                account.fetchone()[0],
+                digest_of(secret, self._secret),
+                hint_of(secret),
+                name,
+                " ".join(sorted(scopes)),
+                self._now(),
+                expires_ms,
+            ),
+        )
+        return int(made.fetchone()[0])
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+
+def check_budget(budget: int | None) -> None:
+    """Raises InputError for less than nothing, or more than the books can hold."""
+    if budget is not None and not 0 <= budget < 1 << 62:
+        raise InputError("must be zero or more", field="budget", mend="leave it out for no limit")
+
+
+def _key_row(row: tuple[Any, ...]) -> KeyRow:
+    number, name, project_id, organisation_id, scopes, digest, hint, expires_ms, disabled = row
+    principal = Principal(number, name, project_id, organisation_id, frozenset(scopes.split()))
+    return KeyRow(principal, digest, hint, expires_ms, bool(disabled))
+
+
+def _read_keys_file(path: Path) -> dict[str, str]:
+    """The keys that a start left behind which died before it entered them."""
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise ConfigError(
+            f"cannot read {path}: {error}", mend="move it away; the next start makes new keys"
+        ) from error
+    if not isinstance(found, dict) or not all(
+        isinstance(found.get(entry), str) and well_formed(found[entry]) for entry in FIRST_KEYS
+    ):
+        raise ConfigError(
+            f"{path} does not hold the keys {' and '.join(FIRST_KEYS)}",
+            mend="move it away; the next start makes new keys",
+        )
+    return found
