@@ -19,7 +19,7 @@ from perilune.accounts.accounts import Accounts
 from perilune.api.listen import listen, root_url
 from perilune.api.serve import Server, serve
 from perilune.backends.base import Backend
-from perilune.errors import CheckpointError, ConfigError, HomeLocked, UnsupportedInput
+from perilune.errors import CheckpointError, ConfigError, HomeLocked
 from perilune.settings import Settings
 from perilune.store import HomeLock, home_holder
 
@@ -172,11 +172,6 @@ async def test_a_model_that_does_not_open_leaves_nothing_held(tmp_path: Path) ->
 async def test_a_home_in_use_is_refused(tmp_path: Path) -> None:
     with HomeLock(tmp_path, "demo"), pytest.raises(HomeLocked, match="perilune demo"):
         await serve(Settings.load(tmp_path, {"port": 0}, {}))
-
-
-async def test_the_admin_door_is_said_to_be_missing(tmp_path: Path) -> None:
-    with pytest.raises(UnsupportedInput, match="admin_port"):
-        await serve(Settings.load(tmp_path, {"admin_port": 1234}, {}))
 
 
 def test_a_taken_port_is_named_or_passed_over() -> None:

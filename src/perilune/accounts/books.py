@@ -1,18 +1,21 @@
 """The proof that the books agree: rows with prices, accounts and wallets with rows and entries.
 
-Every check is one SQL statement, so it sees one moment, even beside a server that goes on writing. Rows that
-were folded into sums (`accounts/folding.py`) count by their sums.
+Every sum is one SQL statement, so it sees one moment, even beside a server that goes on writing; settled rows,
+which never change, are looked at a page at a time. Rows that were folded into sums (`accounts/folding.py`)
+count by their sums.
 """
 
 from __future__ import annotations
 
 from datetime import date
+from typing import Any
 
 from perilune.accounts import audit
 from perilune.accounts.prices import Buckets, Price
 from perilune.store import Reader, Store
 
 Source = Store | Reader
+PAGE = 10_000
 
 
 def verify(source: Source) -> tuple[str, ...]:
@@ -27,19 +30,27 @@ def verify(source: Source) -> tuple[str, ...]:
 
 
 def _wrong_charges(source: Source) -> list[str]:
-    rows = source.read(
+    wrong: list[str] = []
+    rows = _settled_page(source, "")
+    while rows:
+        for request_id, charge, granted, prepaid, uncached, cached, output, name, *rates in rows:
+            due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
+            if due != charge:
+                wrong.append(f"request {request_id} is charged {charge}, its tokens cost {due}")
+            if not 0 <= granted <= (charge if prepaid else 0):
+                wrong.append(f"request {request_id} took {granted} of its charge {charge} from vouchers")
+        rows = _settled_page(source, rows[-1][0])
+    return wrong
+
+
+def _settled_page(source: Source, after: str) -> list[tuple[Any, ...]]:
+    return source.read(
         """SELECT r.id, r.charge, r.from_voucher, r.prepaid, r.uncached, r.cached, r.output,
             p.name, p.input, p.cached_input, p.output
-        FROM request r JOIN price_version p ON p.id = r.price_id WHERE r.outcome <> 'open'"""
+        FROM request r JOIN price_version p ON p.id = r.price_id
+        WHERE r.outcome <> 'open' AND r.id > ? ORDER BY r.id LIMIT ?""",
+        (after, PAGE),
     )
-    wrong = []
-    for request_id, charge, granted, prepaid, uncached, cached, output, name, *rates in rows:
-        due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
-        if due != charge:
-            wrong.append(f"request {request_id} is charged {charge}, its tokens cost {due}")
-        if not 0 <= granted <= (charge if prepaid else 0):
-            wrong.append(f"request {request_id} took {granted} of its charge {charge} from vouchers")
-    return wrong
 
 
 def _wrong_sums(source: Source) -> list[str]:

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perilune.accounts.accounts import new_request_id
 from perilune.api.http import ClientGone, error_headers, send_json
+from perilune.api.metrics import HttpCounters
 from perilune.chat.wire import encode_error
 from perilune.errors import PeriluneError
 
@@ -26,8 +27,9 @@ HTTP_TYPES = {404: "resource_not_found_error", 405: "invalid_request_error"}
 
 
 class Edge:
-    def __init__(self, app: ASGIApp) -> None:
+    def __init__(self, app: ASGIApp, counters: HttpCounters) -> None:
         self._app = app
+        self._counters = counters
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -61,8 +63,9 @@ class Edge:
                 await send_json(
                     send_with_id, encode_error(problem), problem.http_status, error_headers(problem)
                 )
-        took = (time.perf_counter() - began) * 1000
-        log.info("%s %s %d %.1f ms %s", scope["method"], _path(scope), status, took, request_id)
+        took = time.perf_counter() - began
+        self._counters.answered(scope, status, took)
+        log.info("%s %s %d %.1f ms %s", scope["method"], _path(scope), status, took * 1000, request_id)
 
 
 def _path(scope: Scope) -> str:

@@ -9,7 +9,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from perilune.errors import InsufficientBalance, InvalidKey, PeriluneError
+from perilune.errors import InsufficientBalance, InvalidKey, LimitReached, PeriluneError
 
 MAX_BODY_BYTES = 100 * 1024 * 1024
 """The hosted API's limit."""
@@ -87,7 +87,8 @@ def error_headers(error: PeriluneError) -> Headers:
     wait: float | None = getattr(error, "retry_after_s", None)
     if wait is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
-    if isinstance(error, InsufficientBalance):
+    exhausted = isinstance(error, LimitReached) and wait is None
+    if isinstance(error, InsufficientBalance) or exhausted:
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, InvalidKey):
         headers.append((b"www-authenticate", b"Bearer"))

@@ -12,10 +12,12 @@ NEXT_PORTS = 50
 """How many ports after the wanted one are tried before the system chooses."""
 
 
-def listen(host: str, port: int, *, any_port: bool = False) -> socket.socket:
+def listen(host: str, port: int, *, any_port: bool = False, field: str = "port") -> socket.socket:
     """A listening socket; who connects before the server runs is answered once it does.
 
-    With `any_port`, a port that is taken is replaced by the next free one. Raises ConfigError."""
+    With `any_port`, a port that is taken is replaced by the next free one. Raises ConfigError; `field` is
+    the setting that it names."""
+    flag = f"--{field.replace('_', '-')}"
     family, address = _resolve(host, port)
     wanted = [port, *range(port + 1, min(port + 1 + NEXT_PORTS, 65536)), 0] if any_port and port else [port]
     for number in wanted:
@@ -24,8 +26,9 @@ def listen(host: str, port: int, *, any_port: bool = False) -> socket.socket:
             return taken
     raise ConfigError(
         f"{port} on {host} is taken by another program",
-        field="port",
-        mend=f"stop that program, or choose another with --port {port + 1} (--port 0 takes any free one)",
+        field=field,
+        mend=f"stop that program, or choose another with {flag} {port + 1}"
+        + (" (--port 0 takes any free one)" if field == "port" else ""),
     )
 
 

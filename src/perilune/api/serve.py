@@ -12,20 +12,23 @@ import logging
 import signal
 import socket
 import sys
-from collections.abc import Callable, Coroutine, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from typing import Any
 
 import uvicorn
 
 from perilune.accounts.accounts import KEYS_FILE, Accounts
+from perilune.api.admin import build_admin_app
 from perilune.api.app import build_app
 from perilune.api.listen import listen, root_url
+from perilune.api.metrics import HttpCounters
+from perilune.api.upkeep import keep_up
 from perilune.backends.base import Backend
 from perilune.backends.choose import open_backend
-from perilune.errors import UnsupportedInput
 from perilune.settings import Settings
 from perilune.store import HomeLock
 
+LOOPBACK = "127.0.0.1"
 GRACE_S = 30
 """How long answers under way may take once the server was told to stop."""
 SETTLE_S = 5
@@ -42,7 +45,8 @@ class Server:
 
     def __init__(self, settings: Settings, backend: Backend, accounts: Accounts) -> None:
         self._settings = settings
-        self._app = build_app(settings, backend, accounts)
+        self.counters = HttpCounters()
+        self._app = build_app(settings, backend, accounts, self.counters)
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
         self.root_url = ""
@@ -97,6 +101,14 @@ class Server:
                 task.cancel()
 
 
+class AdminServer(Server):
+    """The admin door of a server; `start` it with a listener on loopback."""
+
+    def __init__(self, settings: Settings, backend: Backend, accounts: Accounts, beside: Server) -> None:
+        super().__init__(settings, backend, accounts)
+        self._app = build_admin_app(settings, backend, accounts, beside.counters)
+
+
 class _Uvicorn(uvicorn.Server):
     """uvicorn that says when it listens and leaves signals to the process it runs in."""
 
@@ -124,8 +136,6 @@ async def serve(
     `open_model` opens another backend than the one that the settings choose.
 
     Raises HomeLocked, ConfigError (port, settings), StoreError, and what opening the backend raises."""
-    if settings.admin_port:
-        raise UnsupportedInput("the admin door is not built yet", field="admin_port", mend="leave it at 0")
     stopping = asyncio.Event()
     server: Server | None = None
 
@@ -136,19 +146,24 @@ async def serve(
 
     with HomeLock(settings.home, "serve") as lock, _signals(on_signal):
         listener = listen(settings.host, settings.port, any_port=any_port)
-        with contextlib.closing(listener), Accounts.open(settings.home, settings) as accounts:
+        with (
+            contextlib.closing(listener),
+            _admin_listener(settings) as admin_listener,
+            Accounts.open(settings.home, settings) as accounts,
+        ):
             backend = await _unless(stopping, open_model(settings))
             if backend is None:
                 return
             try:
                 server = Server(settings, backend, accounts)
                 await server.start(listener)
-                lock.announce(server.base_url)
-                await _announce(server, backend, settings)
-                if on_ready is not None:
-                    on_ready(server)
-                await stopping.wait()
-                await server.stop()
+                async with _beside(settings, backend, accounts, server, admin_listener) as admin:
+                    lock.announce(server.base_url, admin)
+                    await _announce(server, backend, settings, admin)
+                    if on_ready is not None:
+                        on_ready(server)
+                    await stopping.wait()
+                    await server.stop()
             finally:
                 await backend.close()
 
@@ -165,11 +180,46 @@ def run(settings: Settings, *, any_port: bool = False) -> None:
     uvloop.run(serve(settings, any_port=any_port))
 
 
-async def _announce(server: Server, backend: Backend, settings: Settings) -> None:
+@contextlib.contextmanager
+def _admin_listener(settings: Settings) -> Iterator[socket.socket | None]:
+    """On loopback, whatever `host` says; None while no port is set."""
+    if not settings.admin_port:
+        yield None
+        return
+    with contextlib.closing(listen(LOOPBACK, settings.admin_port, field="admin_port")) as listener:
+        yield listener
+
+
+@contextlib.asynccontextmanager
+async def _beside(
+    settings: Settings,
+    backend: Backend,
+    accounts: Accounts,
+    server: Server,
+    listener: socket.socket | None,
+) -> AsyncIterator[str]:
+    """Upkeep and, with a listener, the admin door, for as long as the server runs; the door's URL."""
+    door = None
+    if listener is not None:
+        door = AdminServer(settings, backend, accounts, server)
+        await door.start(listener)
+    upkeep = asyncio.create_task(keep_up(accounts), name="perilune upkeep")
+    try:
+        yield f"{door.root_url}/admin" if door is not None else ""
+    finally:
+        upkeep.cancel()
+        await asyncio.wait({upkeep})
+        if door is not None:
+            await door.stop(grace_s=1)
+
+
+async def _announce(server: Server, backend: Backend, settings: Settings, admin: str) -> None:
     names = ", ".join(entry.id for entry in await backend.models())
     alias = f", also as {settings.serve_as}" if settings.serve_as else ""
     print(f"Perilune serves {names}{alias} at {server.base_url}")
     print(f"Keys: {settings.home / KEYS_FILE}")
+    if admin:
+        print(f"Admin door: {admin}")
     if settings.host not in ("127.0.0.1", "::1", "localhost"):
         print(
             f"Note: {settings.host} is open to other machines and speaks plain HTTP; put TLS in front of it"

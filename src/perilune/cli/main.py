@@ -12,7 +12,20 @@ from argparse import Namespace
 from collections.abc import Sequence
 
 from perilune import __version__
-from perilune.cli import chat, checkpoint, connect, demo, doctor, inspect, serve, swarm
+from perilune.cli import (
+    account,
+    chat,
+    checkpoint,
+    connect,
+    demo,
+    doctor,
+    inspect,
+    keys,
+    ledger,
+    serve,
+    swarm,
+    usage,
+)
 from perilune.cli.flags import Commands, OneLineParser
 from perilune.errors import PeriluneError
 
@@ -69,7 +82,8 @@ def build_parser() -> OneLineParser:
     commands: Commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser
     )
-    for command in (doctor, serve, connect, swarm, chat, inspect, checkpoint, demo):
+    rooms = (doctor, serve, connect, swarm, chat, keys, account, usage, ledger, inspect, checkpoint, demo)
+    for command in rooms:
         command.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=print_version)

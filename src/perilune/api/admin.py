@@ -1,0 +1,76 @@
+"""The admin door: a listener of its own, on loopback only, for keys, accounts, ledger, audit and backend.
+
+    POST /admin/ACT     the acts of accounts/desk, their fields as a JSON object
+    GET  /admin/ACT     those that change nothing, with their fields left at what they are by default
+    GET  /admin/backend/models    the model entries in full
+    GET  /admin/backend/ready     whether the model behind answers
+    GET  /metrics
+
+Every route needs a key with the scope admin. Acts run in a thread: they wait for the disk.
+"""
+
+from __future__ import annotations
+
+import asyncio
+
+import msgspec
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from perilune.accounts.accounts import Accounts
+from perilune.accounts.desk.act import perform
+from perilune.accounts.desk.acts import ACTS
+from perilune.api.auth import principal_of
+from perilune.api.doors import Door, app_of
+from perilune.api.health import Ready
+from perilune.api.http import read_json_body, send_json
+from perilune.api.metrics import HttpCounters, Metrics
+from perilune.backends.base import Backend
+from perilune.settings import Settings
+
+MAX_BODY_BYTES = 64 * 1024
+
+
+def admin_doors(
+    settings: Settings, backend: Backend, accounts: Accounts, http: HttpCounters
+) -> tuple[Door, ...]:
+    """All that the admin door serves."""
+    acts = [Door("POST", f"/admin/{name}", "admin", AdminAct(name, accounts)) for name in ACTS]
+    reads = [
+        Door("GET", f"/admin/{name}", "admin", AdminAct(name, accounts))
+        for name, act in ACTS.items()
+        if not act.changes
+    ]
+    return (
+        *acts,
+        *reads,
+        Door("GET", "/admin/backend/models", "admin", BackendModels(backend)),
+        Door("GET", "/admin/backend/ready", "admin", Ready(backend)),
+        Door("GET", "/metrics", "admin", Metrics(http, accounts)),
+    )
+
+
+def build_admin_app(settings: Settings, backend: Backend, accounts: Accounts, http: HttpCounters) -> ASGIApp:
+    return app_of(admin_doors(settings, backend, accounts, http), accounts, http)
+
+
+class AdminAct:
+    def __init__(self, name: str, accounts: Accounts) -> None:
+        self._name = name
+        self._accounts = accounts
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        principal = principal_of(scope)
+        body = b""
+        if scope["method"] == "POST":
+            body = await read_json_body(scope, receive, MAX_BODY_BYTES)
+        actor = f"key {principal.key_id} ({principal.key_name})"
+        result = await asyncio.to_thread(perform, ACTS, self._name, body, self._accounts, actor)
+        await send_json(send, msgspec.json.encode(result))
+
+
+class BackendModels:
+    def __init__(self, backend: Backend) -> None:
+        self._backend = backend
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        await send_json(send, msgspec.json.encode(await self._backend.models()))
