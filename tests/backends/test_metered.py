@@ -11,7 +11,7 @@ import pytest
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.ledger import Charge, UsageRow
 from perilune.backends.base import ModelEntry, complete
-from perilune.backends.metered import MeteredBackend
+from perilune.backends.metered import LEAST_ANSWER, MeteredBackend
 from perilune.backends.scripted import ScriptedBackend, scripted_entry
 from perilune.chat.messages import (
     Event,
@@ -130,6 +130,30 @@ async def test_the_inner_call_is_held_to_what_was_reserved(accounts: Accounts) -
     first, second = reversed(accounts.usage_rows())
     assert first.reserved == 8000 * 950 + 192 * 4000
     assert second.reserved == 8000 * 950 + 7 * 4000
+
+
+async def test_an_open_length_is_cut_to_what_the_budget_covers(accounts: Accounts) -> None:
+    inner = Inner(whole)
+    secret = accounts.create_key("small", budget=50 * 950 + (LEAST_ANSWER + 44) * 4000)
+    backend = MeteredBackend(inner, accounts, accounts.authenticate(secret, "chat"))
+    call = backend.call(ask())
+    async with aclosing(call):
+        await anext(call)
+        assert inner.requests[0].max_tokens == LEAST_ANSWER + 44
+        with pytest.raises(LimitReached):  # nothing is left, not even for the shortest answer
+            await complete(backend, ask())
+    accounts.set_key_budget(3, only_row(accounts).charge + 50 * 950 + (LEAST_ANSWER - 1) * 4000)
+    with pytest.raises(LimitReached):
+        await complete(backend, ask())
+    await complete(backend, ask(max_tokens=LEAST_ANSWER - 1))  # a length that was asked for has no floor
+    assert inner.requests[-1].max_tokens == LEAST_ANSWER - 1
+
+
+async def test_an_open_length_leaves_room_for_an_uncounted_prompt(accounts: Accounts) -> None:
+    backend = MeteredBackend(Inner(whole, counted=None), accounts, accounts.local_principal())
+    quote = await backend.quote(ask("word " * 4000))
+    assert quote.prompt_estimate + quote.max_tokens == 8192
+    assert quote.least_tokens == LEAST_ANSWER
 
 
 async def test_a_quote_is_made_once(accounts: Accounts) -> None:

@@ -1,8 +1,8 @@
 """The proof that the books agree: rows with prices, accounts and wallets with rows and entries.
 
-Every sum is one SQL statement, so it sees one moment, even beside a server that goes on writing; settled rows,
-which never change, are looked at a page at a time. Rows that were folded into sums (`accounts/folding.py`)
-count by their sums.
+Every sum is one SQL statement, so it sees one moment, even beside a server that goes on writing; settled
+rows, which never change, are looked at a page at a time. Rows that were folded into sums
+(`accounts/folding.py`) count by their sums.
 """
 
 from __future__ import annotations

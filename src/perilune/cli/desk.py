@@ -46,7 +46,7 @@ def _local(accounts: Accounts) -> Desk:
     from perilune.accounts.desk.act import perform
     from perilune.accounts.desk.acts import ACTS
 
-    def act(name: str, **fields: object) -> Any:
+    def act(name: str, /, **fields: object) -> Any:
         result = perform(ACTS, name, msgspec.json.encode(fields), accounts, COMMAND_LINE)
         return msgspec.to_builtins(result)
 
@@ -56,7 +56,7 @@ def _local(accounts: Accounts) -> Desk:
 def _remote(url: str, key: str) -> Desk:
     place = urlsplit(url)
 
-    def act(name: str, **fields: object) -> Any:
+    def act(name: str, /, **fields: object) -> Any:
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=TIMEOUT_S)
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         try:

@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 
 from perilune.accounts.accounts import Accounts
-from perilune.errors import InputError
+from perilune.errors import ConfigError, HomeLocked, InputError
 
 
 class Nothing(msgspec.Struct, forbid_unknown_fields=True):
@@ -40,4 +40,10 @@ def perform(acts: Acts, name: str, body: bytes, accounts: Accounts, actor: str) 
         raise InputError(text[:1].lower() + text[1:], field=field or None) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the body is not valid JSON: {error}", mend="send one JSON object") from error
-    return act.run(accounts, fields, actor)
+    try:
+        return act.run(accounts, fields, actor)
+    except ConfigError as error:
+        if isinstance(error, HomeLocked):
+            raise
+        # Here the fields come from a caller, not from a file of the operator.
+        raise InputError(error.message, field=error.field, mend=error.mend) from error
