@@ -229,7 +229,9 @@ async def caller(accounts):
 
 async def main():
     home = Path(sys.argv[1])
-    accounts = Accounts.open(home, Settings(home=home))
+    accounts = Accounts.open(home, Settings(home=home, prepaid=True, activation_usd=0))
+    accounts.wallets.enter(1, "deposit", 10**12, "paid", actor="test")
+    accounts.wallets.enter(1, "voucher", 10**6, "granted", actor="test")
     await asyncio.gather(*(caller(accounts) for _ in range(16)))
 
 asyncio.run(main())
@@ -264,4 +266,7 @@ def test_no_acknowledged_row_is_lost_to_kill_9(tmp_path: Path) -> None:
             assert (rows[request_id].outcome, rows[request_id].charge) == ("finished", charge)
         assert all(row.outcome in ("finished", "orphaned") for row in rows.values())
         assert accounts.verify() == ()
+        state = accounts.organisations.state(1)
+        charged = sum(row.charge for row in rows.values())
+        assert (state.cash, state.voucher, state.reserved) == (10**12 + 10**6 - charged, 0, 0)
     assert all(reserved == 0 for _, reserved in balances(tmp_path))

@@ -44,19 +44,21 @@ class Gated(Strange):
     def __init__(self) -> None:
         super().__init__()
         self.gate = asyncio.Event()
+        self.changed = asyncio.Condition()
         self.running = 0
         self.most = 0
 
     async def has_running(self, number: int) -> None:
         """Everybody is decided; who was let in is on the way here. Never were more."""
-        async with asyncio.timeout(20):
-            while self.running < number:
-                await asyncio.sleep(0.01)
+        async with asyncio.timeout(20), self.changed:
+            await self.changed.wait_for(lambda: self.running >= number)
         assert self.running == self.most == number
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         self.running += 1
         self.most = max(self.most, self.running)
+        async with self.changed:
+            self.changed.notify_all()
         try:
             await self.gate.wait()
             yield TextDelta("done")

@@ -151,7 +151,7 @@ async def test_an_open_length_is_cut_to_what_the_budget_covers(accounts: Account
 
 async def test_an_open_length_leaves_room_for_an_uncounted_prompt(accounts: Accounts) -> None:
     backend = MeteredBackend(Inner(whole, counted=None), accounts, accounts.local_principal())
-    quote = await backend.quote(ask("word " * 4000))
+    quote = await backend.quote(ask("word " * 5800))
     assert quote.prompt_estimate + quote.max_tokens == 8192
     assert quote.least_tokens == LEAST_ANSWER
 
