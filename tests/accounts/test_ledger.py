@@ -19,9 +19,11 @@ from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
 from perilune.accounts.ledger import Reservation
 from perilune.accounts.prices import PriceBook, parse_prices
+from perilune.accounts.tables import SCHEMA
 from perilune.chat.messages import Usage
 from perilune.errors import ConfigError, InputError, InsufficientBalance, LimitReached, StoreError
 from perilune.settings import Settings
+from perilune.store import Store
 
 CALL_BOUND = 100 * 950 + 10 * 4000
 """Of 100 prompt and 10 output tokens."""
@@ -216,6 +218,7 @@ from pathlib import Path
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.chat.messages import Usage
 from perilune.settings import Settings
+from perilune.store import Store
 
 async def caller(accounts):
     principal = accounts.local_principal()
@@ -270,3 +273,32 @@ def test_no_acknowledged_row_is_lost_to_kill_9(tmp_path: Path) -> None:
         charged = sum(row.charge for row in rows.values())
         assert (state.cash, state.voucher, state.reserved) == (10**12 + 10**6 - charged, 0, 0)
     assert all(reserved == 0 for _, reserved in balances(tmp_path))
+
+
+FIRST_TABLES = 8
+"""Statements of the schema as the first version of Perilune wrote it."""
+
+
+async def test_books_of_the_first_version_are_taken_over(tmp_path: Path) -> None:
+    Store(tmp_path / "accounts.db", SCHEMA[:FIRST_TABLES]).close()
+    with sqlite3.connect(tmp_path / "accounts.db") as connection:
+        connection.executescript(
+            """INSERT INTO organisation (id, name) VALUES (1, 'local');
+            INSERT INTO account (id, spent) VALUES (1, 28500), (2, 28500);
+            INSERT INTO project (id, organisation_id, account_id, name) VALUES (1, 1, 1, 'local');
+            INSERT INTO api_key (id, project_id, account_id, digest, hint, name, scopes, created_ms)
+                VALUES (1, 1, 2, x'00', 'plk_', 'old', 'chat', 1);
+            INSERT INTO price_version VALUES (1, 'kimi-k2.6@2026-04-20', 950000000, 160000000, 4000000000);
+            INSERT INTO request (id, key_id, project_id, price_id, model, outcome, reserved, charge, uncached,
+                opened_ms, settled_ms) VALUES ('r0', 1, 1, 1, 'm', 'finished', 99, 28500, 30, 1, 2);"""
+        )
+    connection.close()
+    (tmp_path / "key-secret").write_bytes(bytes(32))
+    with opened(tmp_path) as accounts:
+        assert accounts.verify() == ()
+        assert accounts.organisations.state(1).available == 0
+        reservation = await reserve(accounts, accounts.local_principal(), "r1")
+        await accounts.settle(reservation, Usage(prompt_tokens=30))
+        assert [row.charge for row in accounts.usage_rows()] == [28_500, 28_500]
+        assert accounts.fold() == 1  # of January 1970
+        assert accounts.verify() == ()

@@ -73,7 +73,7 @@ async def test_every_route_needs_an_admin_key(tmp_path: Path) -> None:
     async with running(tmp_path / "home") as door:
         settings = Settings.load(tmp_path, {}, {})
         with Accounts.open(tmp_path / "other", settings) as accounts:
-            table = admin_doors(settings, Strange(), accounts, HttpCounters())
+            table = admin_doors(Strange(), accounts, HttpCounters())
         assert {one.needs for one in table} == {"admin"}
         for one in table:
             if one.path.startswith("/admin/"):

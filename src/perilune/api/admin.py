@@ -25,14 +25,11 @@ from perilune.api.health import Ready
 from perilune.api.http import read_json_body, send_json
 from perilune.api.metrics import HttpCounters, Metrics
 from perilune.backends.base import Backend
-from perilune.settings import Settings
 
 MAX_BODY_BYTES = 64 * 1024
 
 
-def admin_doors(
-    settings: Settings, backend: Backend, accounts: Accounts, http: HttpCounters
-) -> tuple[Door, ...]:
+def admin_doors(backend: Backend, accounts: Accounts, http: HttpCounters) -> tuple[Door, ...]:
     """All that the admin door serves."""
     acts = [Door("POST", f"/admin/{name}", "admin", AdminAct(name, accounts)) for name in ACTS]
     reads = [
@@ -49,8 +46,8 @@ def admin_doors(
     )
 
 
-def build_admin_app(settings: Settings, backend: Backend, accounts: Accounts, http: HttpCounters) -> ASGIApp:
-    return app_of(admin_doors(settings, backend, accounts, http), accounts, http)
+def build_admin_app(backend: Backend, accounts: Accounts, http: HttpCounters) -> ASGIApp:
+    return app_of(admin_doors(backend, accounts, http), accounts, http)
 
 
 class AdminAct:

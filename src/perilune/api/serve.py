@@ -106,7 +106,7 @@ class AdminServer(Server):
 
     def __init__(self, settings: Settings, backend: Backend, accounts: Accounts, beside: Server) -> None:
         super().__init__(settings, backend, accounts)
-        self._app = build_admin_app(settings, backend, accounts, beside.counters)
+        self._app = build_admin_app(backend, accounts, beside.counters)
 
 
 class _Uvicorn(uvicorn.Server):
