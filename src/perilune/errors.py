@@ -207,11 +207,12 @@ class LimitReached(AccountError):
         self,
         message: str,
         *,
+        passing: bool = False,
         retry_after_s: float | None = None,
         field: str | None = None,
         mend: str | None = None,
     ) -> None:
-        super().__init__(message, field=field, mend=mend)
+        super().__init__(message, passing=passing, field=field, mend=mend)
         self.retry_after_s = retry_after_s
 
 

@@ -42,7 +42,7 @@ def test_exactly_so_many_at_one_time(clock: Clock) -> None:
     assert admitted(limits, tier) is not None
     with pytest.raises(LimitReached, match="max concurrency: 3, please try again after 1 seconds") as caught:
         limits.enter(1, tier, 1, WHO)
-    assert caught.value.retry_after_s == 1.0
+    assert (caught.value.retry_after_s, caught.value.passing) == (1.0, True)
     assert str(caught.value).startswith(f"Your account {WHO} request reached organization")
     assert limits.running == 3
 
@@ -84,7 +84,7 @@ def test_tokens_of_a_minute_and_of_a_day(clock: Clock) -> None:
 def test_a_call_larger_than_the_limit_is_told_that_waiting_is_pointless(clock: Clock) -> None:
     with pytest.raises(LimitReached, match=r"asks for 101 tokens \(lower max_tokens") as caught:
         Limits(clock).enter(1, Tier("t", tpm=100), 101, WHO)
-    assert caught.value.retry_after_s is None
+    assert (caught.value.retry_after_s, caught.value.passing) == (None, False)
 
 
 def test_an_undone_call_counts_nowhere(clock: Clock) -> None:

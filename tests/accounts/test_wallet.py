@@ -111,6 +111,7 @@ async def test_two_hundred_at_once_on_a_balance_for_ten(accounts: Accounts) -> N
     admitted = [one for one in results if isinstance(one, Reservation)]
     assert len(admitted) == 10
     assert {type(one) for one in results} == {Reservation, InsufficientBalance}
+    assert all(one.passing for one in results if isinstance(one, InsufficientBalance))
     assert held(accounts) == (4 * BOUND, 6 * BOUND, 10 * BOUND, 0)
     assert accounts.verify() == ()
     for reservation in admitted:

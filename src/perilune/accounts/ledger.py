@@ -269,8 +269,9 @@ def _take_prepaid(
     )
     if taken.rowcount == 1:
         return
-    deposited, available = connection.execute(
-        f"SELECT deposited, {AVAILABLE} FROM wallet WHERE organisation_id = ?", (principal.organisation_id,)
+    deposited, available, reserved = connection.execute(
+        f"SELECT deposited, {AVAILABLE}, reserved FROM wallet WHERE organisation_id = ?",
+        (principal.organisation_id,),
     ).fetchone()
     if deposited < prepaid.activation:
         raise InsufficientBalance(
@@ -280,6 +281,7 @@ def _take_prepaid(
     raise InsufficientBalance(
         f"You exceeded your current token quota: <org-{principal.organisation_id}> {available / 1e9:.5f}, "
         "please check your account balance",
+        passing=available + reserved >= amount,
         mend="top up, or ask for fewer tokens",
     )
 

@@ -177,5 +177,7 @@ def _check(meters: _Meters, tier: Tier, tokens: int, who: str, now: float) -> No
 def _reached(who: str, text: str, wait: float) -> LimitReached:
     seconds = max(1, -int(-wait // 1))
     return LimitReached(
-        f"Your account {who} {text}, please try again after {seconds} seconds", retry_after_s=wait
+        f"Your account {who} {text}, please try again after {seconds} seconds",
+        passing=True,
+        retry_after_s=wait,
     )

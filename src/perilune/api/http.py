@@ -87,7 +87,7 @@ def error_headers(error: PeriluneError) -> Headers:
     wait: float | None = getattr(error, "retry_after_s", None)
     if wait is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
-    exhausted = isinstance(error, LimitReached) and wait is None
+    exhausted = isinstance(error, LimitReached) and not error.passing
     if isinstance(error, InsufficientBalance) or exhausted:
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, InvalidKey):

@@ -22,6 +22,7 @@ from perilune.errors import (
     BackendRefused,
     ContextTooLong,
     EngineGone,
+    LimitReached,
     PeriluneError,
 )
 from perilune.swarm.admission import FirstCalls
@@ -44,7 +45,7 @@ class Patience:
         if failed >= self.tries:
             return None
         grown = min(self.first_s * 2 ** (failed - 1), self.longest_s)
-        asked = error.retry_after_s if isinstance(error, BackendRateLimited) else None
+        asked = error.retry_after_s if isinstance(error, BackendRateLimited | LimitReached) else None
         return grown if asked is None else min(max(asked, 0.0), self.longest_s)
 
 
