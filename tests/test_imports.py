@@ -51,7 +51,7 @@ OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"msgspec"},
     "store": {"msgspec"},
-    "chat": {"msgspec", "tiktoken", "regex"},
+    "chat": {"msgspec", "tiktoken", "regex", "jinja2"},
     "model": {"msgspec", "torch", "safetensors", "numpy"},
     "engine": {"msgspec", *TORCH},
     "accounts": {"msgspec"},

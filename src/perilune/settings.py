@@ -64,6 +64,11 @@ class Settings:
     """Folder of the model that the engine serves; empty means the bundled perilune-nano."""
     serve_as: str = ""
     """Another name under which the served model answers."""
+    template: Literal["", "k2.6", "k2.5", "k2-thinking", "jinja"] = ""
+    """The chat format of the served model; empty asks the checkpoint's own template, if it has one. `jinja`
+    has that template make the prompts where no format of ours agrees with it."""
+    default_system: bool = False
+    """Introduce Kimi in conversations that begin without a system message, whatever the format says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format in which the engine computes."""
     threads: int = field(default=0, metadata={"least": 0})

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 from collections.abc import AsyncIterator
 from contextlib import aclosing
@@ -351,3 +352,58 @@ async def test_a_folder_that_is_none_and_a_broken_card(tmp_path: Path) -> None:
     (tmp_path / "perilune.json").write_text('{"context_length": "long"}')
     with pytest.raises(CheckpointError, match="cannot be read"):
         served_model(settings_of(tmp_path), tmp_path, 100)
+
+
+# ---- which chat format a checkpoint speaks
+
+
+OWN_TEMPLATE = """
+{%- for message in messages -%}
+<|im_user|>{{ message.role }}<|im_middle|>{{ message.content }}<|im_end|>
+{%- endfor -%}
+<|im_assistant|>assistant<|im_middle|>"""
+
+
+@pytest.fixture
+def foreign(tmp_path: Path, folder: Path) -> Path:
+    """The tiny checkpoint with a chat template that is none of ours."""
+    copy = tmp_path / "foreign"
+    shutil.copytree(folder, copy, ignore=shutil.ignore_patterns("home"))
+    (copy / "chat_template.jinja").write_text(OWN_TEMPLATE)
+    return copy
+
+
+async def test_a_checkpoint_with_a_template_of_its_own_is_not_served_unasked(foreign: Path) -> None:
+    with pytest.raises(
+        CheckpointError, match=r"chat_template\.jinja: renders \d+ of \d+ conversations"
+    ) as caught:
+        await EmbeddedBackend.start(settings_of(foreign))
+    assert "--template jinja" in str(caught.value)
+
+
+async def test_it_is_served_by_its_own_template_on_request(foreign: Path) -> None:
+    asked = (
+        "<|im_user|>user<|im_middle|>Hello, is anybody there?<|im_end|><|im_assistant|>assistant<|im_middle|>"
+    )
+    kimi = "<|im_system|>system<|im_middle|>You are Kimi, an AI assistant created by Moonshot AI.<|im_end|>"
+    for template, prompt in (("jinja", f"{asked}<think>"), ("k2-thinking", f"{kimi}{asked}<think>")):
+        backend = await EmbeddedBackend.start(settings_of(foreign, template=template))
+        try:
+            request = plain(thinking=True)
+            counted = await backend.count_tokens(request)
+            answer = await complete(backend, request)
+        finally:
+            await backend.close()
+        ids = backend._prompter(request, backend.tokenizer)
+        assert backend.tokenizer.decode(ids) == prompt
+        assert counted == len(ids) == answer.usage.prompt_tokens
+        assert answer.usage.reasoning_tokens > 0
+
+
+async def test_the_models_entry_may_name_the_format(foreign: Path) -> None:
+    card = json.loads((foreign / "perilune.json").read_text())
+    (foreign / "perilune.json").write_text(json.dumps({**card, "template": "k2.5"}))
+    assert served_model(settings_of(foreign), foreign, 900).template == "k2.5"
+    backend = await EmbeddedBackend.start(settings_of(foreign))
+    await backend.close()
+    assert backend._prompter(PLAIN, backend.tokenizer) == prompt_ids(PLAIN, backend.tokenizer)

@@ -1,9 +1,11 @@
 """The prompt of a conversation: the reference's token counts, and what users cannot do to it."""
 
+from dataclasses import replace
+
 import msgspec
 import pytest
 
-from perilune.chat.declaration import declare
+from perilune.chat.declaration import declare, declare_json, declare_typescript
 from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall, VideoPart
 from perilune.chat.template import (
     Special,
@@ -16,7 +18,8 @@ from perilune.chat.template import (
     starts_thinking,
 )
 from perilune.chat.tokenizer import Tokenizer
-from perilune.errors import UnsupportedInput
+from perilune.chat.variants import K2_THINKING, K25, K26
+from perilune.errors import InputError, UnsupportedInput
 
 WEATHER = Tool(
     name="get_weather",
@@ -68,6 +71,7 @@ HELPFUL = system("You are a helpful assistant.")
 TOKYO = user("What is the weather in Tokyo?")
 CALL = ToolCall("functions.get_weather:0", "get_weather", '{"city": "Tokyo"}')
 SUMS = (user("What is 2+2?"), said("4", "Simple math."), user("And 3+3?"))
+KIMI = replace(K26, default_system=True)
 PICTURE = ImagePart("data:image/png;base64,")
 WORDS = TextPart("Describe this image.")
 
@@ -106,7 +110,7 @@ TWO_CALLS = (
         pytest.param((user("Hello"),), (), {}, 9, id="A"),
         pytest.param((HELPFUL, user("Hello")), (), {}, 19, id="A2"),
         pytest.param((user("hi, who are you?"),), (), {}, 14, id="A3"),
-        pytest.param((user("hi, who are you?"),), (), {"default_system": True}, 32, id="A3-kimi"),
+        pytest.param((user("hi, who are you?"),), (), {"variant": KIMI}, 32, id="A3-kimi"),
         pytest.param((user("Hello"),), (), {"thinking": False}, 10, id="B"),
         pytest.param((HELPFUL, TOKYO), (WEATHER,), {}, 108, id="C"),
         pytest.param(weather_loop("get_weather"), (WEATHER,), {}, 150, id="D"),
@@ -299,3 +303,169 @@ def test_schemas_outside_the_format_turn_the_declaration_into_json(schema: dict)
     )
     assert '"description":"é"' in text
     assert [entry["type"] for entry in msgspec.json.decode(text)] == ["function", "function"]
+
+
+# ---- the formats of K2.5 and K2-Thinking
+
+
+def test_k25_lets_old_reasoning_go_even_when_asked_to_keep_it() -> None:
+    kept = render_text(SUMS, thinking=True, keep_thinking=True, variant=K25)
+    assert kept == render_text(SUMS, thinking=True, variant=K25) == render_text(SUMS, thinking=True)
+
+
+def test_k2_thinking_introduces_kimi_declares_json_and_opens_its_own_thinking() -> None:
+    text = render_text(weather_loop(None), (WEATHER,), thinking=True, variant=K2_THINKING)
+    assert text.startswith('<|im_system|>tool_declare<|im_middle|>[{"function":{"description":"Get current')
+    assert "}]<|im_end|><|im_system|>system<|im_middle|>You are Kimi, an AI assistant created by" in text
+    assert "<think>I should call the tool.</think>" in text
+    assert text.endswith("<|im_assistant|>assistant<|im_middle|>")
+    instant = render_text(weather_loop(None), (WEATHER,), thinking=False, variant=K2_THINKING)
+    assert instant == text
+
+
+def test_prompts_of_k2_thinking_begin_the_thinking_that_always_comes(small: Tokenizer) -> None:
+    request = Request(model="m", messages=SUMS)
+    for thinking, end in ((True, "<think>"), (False, "<think></think>")):
+        asked = msgspec.structs.replace(request, thinking=thinking)
+        text = render_text(SUMS, thinking=thinking, variant=K2_THINKING) + end
+        assert small.decode(prompt_ids(asked, small, K2_THINKING)) == text
+    partial = msgspec.structs.replace(request, messages=(user("Hi"), said("Dear", partial=True)))
+    assert small.decode(prompt_ids(partial, small, K2_THINKING)).endswith("<think></think>Dear")
+
+
+# ---- texts that are none
+
+
+PATTERNS = "// maxLength: 9, minLength: 1, pattern: ^a$"
+HALF = "\ud83c"
+
+
+@pytest.mark.parametrize(
+    ("message", "field"),
+    [
+        (user(f"a{HALF}"), "messages[1].content"),
+        (Message(role="user", content=(TextPart("a"), TextPart(HALF))), "messages[1].content"),
+        (Message(role="user", content="a", name=HALF), "messages[1].name"),
+        (said("a", HALF), "messages[1].reasoning_content"),
+        (returned(HALF, "a"), "messages[1].tool_call_id"),
+        (said("", None, CALL, ToolCall("x", "f", HALF)), "messages[1].tool_calls[1].function.arguments"),
+        (said("", None, ToolCall("x", HALF, "")), "messages[1].tool_calls[0].function.name"),
+    ],
+)
+def test_half_a_surrogate_pair_is_named(small: Tokenizer, message: Message, field: str) -> None:
+    with pytest.raises(InputError, match="surrogate") as caught:
+        prompt_ids(Request(model="m", messages=(HELPFUL, message)), small)
+    assert caught.value.field == field
+
+
+def test_nul_and_all_other_characters_are_text_like_any(small: Tokenizer) -> None:
+    text = "a\x00b\x7f\u2028\ufeff\U0010ffff🌙"
+    ids = prompt_ids(Request(model="m", messages=(user(text),)), small)
+    assert text in small.decode(ids)
+
+
+# ---- rules of tool declarations
+
+
+@pytest.mark.parametrize(
+    ("schema", "written"),
+    [
+        ({"type": "frob"}, "frob"),
+        ({"type": "null"}, "null"),
+        ({"type": None}, "None"),
+        ({"type": "object"}, "{}"),
+        ({"type": "object", "required": None}, "{}"),
+        ({"type": "array", "items": {}}, "Array<any>"),
+        ({"type": "array", "items": False}, "Array<any>"),
+        ({"type": "array", "items": {"type": "array", "items": {"type": "integer"}}}, "Array<Array<number>>"),
+        ({"type": ["integer", "boolean", "object"]}, "number | boolean | {}"),
+        ({"enum": ["a", "b"], "type": ["null", "string"]}, '"a" | "b"'),
+        ({"enum": [None, 1.5, False]}, "None | 1.5 | False"),
+        ({"anyOf": [{"enum": ["a"]}, {"type": "array"}, {}]}, '"a" | Array<any> | any'),
+        ({"additionalProperties": True, "type": "object"}, "{\n    [k: string]: any\n  }"),
+        ({"additionalProperties": {}, "type": "object"}, "{\n    [k: string]: any\n  }"),
+        (True, "any"),
+        (False, "null"),
+    ],
+)
+def test_types(schema: object, written: str) -> None:
+    parameters = {"type": "object", "properties": {"p": schema}, "required": ["p"]}
+    assert function_of(parameters) == f"type f = (_: {{\n  p: {written}\n}}) => any;"
+
+
+@pytest.mark.parametrize(
+    ("schema", "comment"),
+    [
+        ({"type": "string", "pattern": "^a$", "minLength": 1, "maxLength": 9, "format": "x"}, PATTERNS),
+        (
+            {"type": "number", "minimum": 0.5, "maximum": None, "multipleOf": 2},
+            "// maximum: None, minimum: 0.5",
+        ),
+        ({"type": "array", "minItems": 1, "maxItems": 2, "uniqueItems": True}, "// maxItems: 2, minItems: 1"),
+        ({"type": "object", "minProperties": 1}, ""),
+        ({"type": "string", "enum": ["a"], "maxLength": 2}, ""),
+        ({"type": "string", "default": "é"}, '// Default: "é"'),
+        ({"type": "array", "default": [1, {"a": None}]}, '// Default: [1, {"a": null}]'),
+        ({"type": "number", "default": 1e22}, "// Default: 1e+22"),
+        ({"type": "boolean", "default": True}, "// Default: True"),
+        ({"type": "string", "default": None}, ""),
+        ({"type": "string", "default": ""}, '// Default: ""'),
+        ({"type": "string", "description": "a\n\nb"}, "// a\n\n  // b"),
+        ({"type": "string", "description": ""}, ""),
+    ],
+)
+def test_comments(schema: dict, comment: str) -> None:
+    text = function_of({"type": "object", "properties": {"p": schema}})
+    above = text.removeprefix("type f = (_: {\n").split("  p?:")[0]
+    assert above == (f"  {comment}\n" if comment else "")
+
+
+def test_a_root_reference_within_a_definition_names_an_interface_that_is_not_there() -> None:
+    """A quirk of the published format, kept."""
+    node = {"type": "object", "properties": {"up": {"$ref": "#"}}}
+    parameters = {
+        "type": "object",
+        "$defs": {"Node": node},
+        "properties": {"n": {"type": "array", "items": {"$ref": "#/$defs/Node"}}},
+    }
+    assert function_of(parameters) == (
+        "interface Node {\n  up?: parameters\n}\ntype f = (_: {\n  n?: Array<Node>\n}) => any;"
+    )
+
+
+@pytest.mark.parametrize(
+    "root",
+    [
+        {"properties": {"p": {"allOf": [{"type": "string"}]}}},
+        {"properties": {"p": {"$ref": "#/$defs/Missing"}}},
+        {"properties": {"p": {"$ref": 5}}},
+        {"properties": {"p": []}},
+        {"properties": {"p": None}},
+        {"properties": {"p": {"anyOf": [[]]}}},
+        {"properties": {"p": {"anyOf": [{"type": None}]}}},
+        {"properties": {"p": {"type": "string", "description": 5}}},
+        {"properties": {"p": {"enum": [1], "type": ["string", "integer"]}}},
+        {"properties": {"p": {"enum": ["a"], "type": "boolean"}}},
+        {"properties": {"p": {"type": "object", "additionalProperties": "any"}}},
+        {"properties": {"p": {"type": "object", "additionalProperties": []}}},
+        {"properties": {}, "required": None},
+        {"properties": None},
+        {"properties": {}, "$defs": {"X": True}},
+        {"properties": {}, "$defs": [["X", {"type": "string"}]]},
+    ],
+)
+def test_one_schema_outside_the_format_makes_all_tools_json(root: dict) -> None:
+    tools = (WEATHER, Tool(name="f", parameters={"type": "object", **root}))
+    assert [entry["function"]["name"] for entry in msgspec.json.decode(declare(tools))] == [
+        "get_weather",
+        "f",
+    ]
+    assert declare_typescript(tools) == ""
+
+
+def test_json_declarations_sort_keys_at_every_depth_and_keep_lists() -> None:
+    tool = Tool(name="f", description="é", parameters={"type": "object", "b": [2, 1, {"z": 0, "a": 1}]})
+    assert declare_json((tool,)) == (
+        '[{"function":{"description":"é","name":"f","parameters":'
+        '{"b":[2,1,{"a":1,"z":0}],"type":"object"}},"type":"function"}]'
+    )

@@ -26,9 +26,10 @@ from perilune.backends.served import (
     within_context,
 )
 from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, Usage
+from perilune.chat.oracle import Prompter, open_template
 from perilune.chat.parsing import StreamParser
 from perilune.chat.stops import StopFilter
-from perilune.chat.template import next_call_index, prompt_ids, starts_thinking
+from perilune.chat.template import next_call_index, prompt_ids
 from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
 from perilune.engine.client import EngineClient
 from perilune.engine.protocol import Chunk, EngineOptions, Seen, Stats, Vocabulary
@@ -53,11 +54,19 @@ LONG_PROMPT = 50_000
 class EmbeddedBackend:
     """One model, one engine process. Made by `start`."""
 
-    def __init__(self, served: Served, tokenizer: Tokenizer, options: EngineOptions, seeing: Seeing) -> None:
+    def __init__(
+        self,
+        served: Served,
+        tokenizer: Tokenizer,
+        options: EngineOptions,
+        seeing: Seeing,
+        prompter: Prompter = prompt_ids,
+    ) -> None:
         self.served = served
         self.tokenizer = tokenizer
         self._seeing = seeing
         self._options = options
+        self._prompter = prompter
         self._vocabulary = Vocabulary(
             tokens=tokenizer.token_bytes(),
             special_ids=tuple(tokenizer.specials.values()),
@@ -86,7 +95,10 @@ class EmbeddedBackend:
             max_context=served.entry.context_length,
             threads=settings.threads or None,
         )
-        backend = cls(served, tokenizer, options, seeing)
+        prompter = open_template(
+            served.folder, settings.template or served.template, default_system=settings.default_system
+        )
+        backend = cls(served, tokenizer, options, seeing, prompter)
         await backend.client()
         return backend
 
@@ -95,7 +107,7 @@ class EmbeddedBackend:
 
     async def count_tokens(self, request: Request) -> int | None:
         if media := await self._seeing.plan(request):
-            return len((await self._seeing.prompt(request, self.tokenizer, media)).ids)
+            return len((await self._seeing.prompt(request, self.tokenizer, media, self._prompter)).ids)
         ids = await self._prompt(request)
         self._prompts[id(request.messages)] = _Prompt(request, ids)
         if len(self._prompts) > KEPT_PROMPTS:
@@ -162,7 +174,7 @@ class EmbeddedBackend:
             async for event in call.events():
                 yield event
             return
-        prompt = await self._seeing.prompt(request, self.tokenizer, media)
+        prompt = await self._seeing.prompt(request, self.tokenizer, media, self._prompter)
         # Before anything is decoded: it refuses what the context does not hold.
         call = _Call(self, request, prompt.ids, sampling, has_tools)
         async with self._seeing.decoded(media, prompt) as call.media:
@@ -175,8 +187,8 @@ class EmbeddedBackend:
         if kept is not None and kept.is_of(request):
             return kept.ids
         if _characters(request.messages) > LONG_PROMPT:
-            return await asyncio.to_thread(prompt_ids, request, self.tokenizer)
-        return prompt_ids(request, self.tokenizer)
+            return await asyncio.to_thread(self._prompter, request, self.tokenizer)
+        return self._prompter(request, self.tokenizer)
 
 
 class _Prompt(NamedTuple):
@@ -213,7 +225,7 @@ class _Call:
         self._end_think = tokenizer.special(END_THINK)
         self._first_call = next_call_index(request.messages)
         self._max_tokens = _room(request, len(prompt), backend.served.entry)
-        self._thinking = starts_thinking(request)
+        self._thinking = list(prompt[-1:]) == [tokenizer.special(THINK)]
         self._parser = StreamParser(
             tokenizer, thinking=self._thinking, first_call=self._first_call, tools=request.tools
         )

@@ -16,6 +16,7 @@ from typing import Self
 from perilune.chat.media import Planned, plan
 from perilune.chat.media_rules import MediaRules, load_rules
 from perilune.chat.messages import ImagePart, Request, TextPart
+from perilune.chat.oracle import Prompter
 from perilune.chat.placeholders import Prompt, prompt_with_media
 from perilune.chat.template import MEDIA_PAD
 from perilune.chat.tokenizer import Tokenizer
@@ -58,8 +59,10 @@ class Seeing:
             return ()
         return await asyncio.to_thread(plan, request.messages, self._rules)
 
-    async def prompt(self, request: Request, tokenizer: Tokenizer, media: Sequence[Planned]) -> Prompt:
-        return await asyncio.to_thread(prompt_with_media, request, tokenizer, media)
+    async def prompt(
+        self, request: Request, tokenizer: Tokenizer, media: Sequence[Planned], prompter: Prompter
+    ) -> Prompt:
+        return await asyncio.to_thread(prompt_with_media, request, tokenizer, media, prompter)
 
     @asynccontextmanager
     async def decoded(self, media: Sequence[Planned], prompt: Prompt) -> AsyncIterator[tuple[Seen, ...]]:

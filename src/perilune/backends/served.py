@@ -46,6 +46,7 @@ class _Card(msgspec.Struct, kw_only=True):
     sampling_policy: str = "open"
     price: str = "kimi-k2.6"
     licence: str = ""
+    template: str = ""
     profiles: Mapping[str, str] = msgspec.field(default_factory=dict)
     content_hash: str = ""
 
@@ -59,6 +60,8 @@ class Served(msgspec.Struct, frozen=True):
     """What the loaded weights must hash to; empty leaves it open."""
     profiles: Mapping[str, str]
     """Tool profiles that the weights were trained on, each with the hash of its text."""
+    template: str = ""
+    """The chat format by name; empty asks the checkpoint's own template, if it has one."""
 
 
 def model_folder(settings: Settings) -> Path:
@@ -91,7 +94,7 @@ def served_model(
         subagent_profile=card.subagent_profile,
         licence=card.licence,
     )
-    return Served(folder, entry, card.content_hash, card.profiles)
+    return Served(folder, entry, card.content_hash, card.profiles, card.template)
 
 
 def within_context(served: Served, context: int) -> Served:

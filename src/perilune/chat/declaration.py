@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
 from perilune.chat.messages import Tool
 
@@ -42,13 +42,26 @@ ENUM_TYPES: Mapping[str, tuple[type, ...]] = {
 
 def declare(tools: Sequence[Tool]) -> str:
     """The body of the `tool_declare` turn."""
-    functions: list[dict[str, Any]] = [_sorted(_function(tool)) for tool in tools]
+    return declare_typescript(tools) or declare_json(tools)
+
+
+def declare_typescript(tools: Sequence[Tool]) -> str:
+    """The namespace; empty where one of the schemas is outside the format."""
     try:
-        declared = "\n".join(_declare_function(function) for function in functions)
+        declared = "\n".join(_declare_function(_sorted(_function(tool))) for tool in tools)
     except (ValueError, KeyError, TypeError, AttributeError):  # a schema that the format cannot express
-        plain = [{"function": function, "type": "function"} for function in functions]
-        return json.dumps(plain, ensure_ascii=False, separators=(",", ":"))
+        return ""
     return f"# Tools\n\n## functions\nnamespace functions {{\n{declared}\n}}\n"
+
+
+def declare_json(tools: Sequence[Tool]) -> str:
+    """The tools as compact JSON with sorted keys."""
+    return json.dumps(plain_tools(tools), ensure_ascii=False, separators=(",", ":"))
+
+
+def plain_tools(tools: Sequence[Tool]) -> list[dict[str, Any]]:
+    """The tools as the wire spells them, with sorted keys: what a template is given."""
+    return [{"function": _sorted(_function(tool)), "type": "function"} for tool in tools]
 
 
 def _function(tool: Tool) -> dict[str, Any]:
@@ -97,7 +110,7 @@ class _References:
         self.met_root = False
 
     def add(self, definitions: Mapping[str, Any]) -> None:
-        self._definitions.update(definitions)
+        self._definitions.update(definitions.items())
 
     def known(self) -> list[tuple[str, Mapping[str, Any]]]:
         return list(self._definitions.items())
@@ -125,7 +138,7 @@ def _type(schema: Schema, references: _References, indent: str) -> str:
         return " | ".join([_type(choice, references, indent) for choice in schema["anyOf"]])
     if "enum" in schema:
         return _enum(schema)
-    if not schema:
+    if schema == {}:
         return "any"
     kind = schema["type"]
     if isinstance(kind, list):
@@ -134,7 +147,8 @@ def _type(schema: Schema, references: _References, indent: str) -> str:
         return _object(schema, references, indent)
     if kind == "array":
         return _array(schema, references, indent)
-    return "number" if kind == "integer" else str(kind)
+    # Whatever else stands there is written as it is; null only where nothing joins it to other types.
+    return "number" if kind == "integer" else cast(str, kind)
 
 
 def _enum(schema: Mapping[str, Any]) -> str:
@@ -175,17 +189,19 @@ def _object(schema: Mapping[str, Any], references: _References, indent: str) -> 
     else:
         rest = ""
     fields = _fields(schema, references, inner)
-    required = set(schema.get("required", ()))
+    required = set(schema.get("required", ())) if fields else set()
     ordered = [fields[name] for name in sorted(fields, key=lambda name: (name not in required, name))]
     lines = ",\n".join([*ordered, rest] if rest else ordered)
     return f"{{\n{lines}\n{indent}}}" if lines else "{}"
 
 
 def _fields(schema: Mapping[str, Any], references: _References, indent: str) -> dict[str, str]:
+    if "properties" not in schema:
+        return {}
     required = set(schema.get("required", ()))
     return {
         name: _field(name, name in required, field, references, indent)
-        for name, field in schema.get("properties", {}).items()
+        for name, field in schema["properties"].items()
     }
 
 

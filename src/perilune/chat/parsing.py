@@ -1,7 +1,8 @@
 """A model's token ids, as they arrive, to thinking, text and tool calls.
 
-Markers are recognised by their ids, never by their spelling: text that merely spells one stays text. No
-model output makes the parser raise. What a model does wrong in practice is met here: `</think>` left out
+Markers are recognised by their ids, never by their spelling: text that merely spells one stays text. Only
+`feed_text`, for answers of which nothing but the text is left, goes by the spelling. No model output makes
+the parser raise. What a model does wrong in practice is met here: `</think>` left out
 before a call, calls outside a section, a call that is never closed, foreign call ids.
 
     REASONING --</think>--> CONTENT --section or call begin--> BETWEEN <--> HEADER --> ARGUMENTS
@@ -32,12 +33,14 @@ from perilune.chat.tokenizer import (
     END_THINK,
     SECTION_BEGIN,
     SECTION_END,
+    STOPS,
     THINK,
     Tokenizer,
 )
 
 MISSPELT_SECTION = "<|tool_call_section_begin|>"
 """K2 sometimes writes the section's begin so, as ordinary text, before a real call."""
+MISSPELT_END = "<|tool_call_section_end|>"
 
 
 class _State(Enum):
@@ -61,12 +64,14 @@ class StreamParser:
         self._tokens = tokenizer.token_bytes()
         self._stops = frozenset(tokenizer.stop_ids)
         self._specials: Mapping[int, str] = {number: name for name, number in tokenizer.specials.items()}
+        self._names = frozenset(tokenizer.specials)
         self._state = _State.REASONING if thinking else _State.CONTENT
         self._first_call = first_call
         self._tools = tools
         self._decoder = codecs.getincrementaldecoder("utf-8")("replace")
         self._events: list[Event] = []
         self._held = ""
+        self._spelt = ""
         self._has_text = False
         self._header = ""
         self._suppressed = ""
@@ -102,8 +107,31 @@ class StreamParser:
                 self._write(self._decoder.decode(self._tokens[token]))
         return self._drain()
 
+    def feed_text(self, text: str) -> list[Event]:
+        """Events of the next text of an answer whose tokens are not known; markers go by their spelling, and
+        one that is still incomplete is held back. Of one answer feed ids or text, never both."""
+        *parts, self._spelt = split_markers(self._spelt + text, self._specials.values())
+        for part in parts:
+            self._take(part)
+        return self._drain()
+
+    def _take(self, part: str) -> None:
+        if self._state is _State.DONE:
+            return
+        if part in STOPS:
+            self._end()
+        elif part in (MISSPELT_SECTION, MISSPELT_END):
+            self._mark(SECTION_BEGIN if part == MISSPELT_SECTION else SECTION_END)
+        elif part in self._names:
+            self._mark(part)
+        else:
+            self._write(part)
+
     def close(self) -> list[Event]:
         """The last events; what was held back or left open is finished."""
+        if self._spelt:
+            self._take(self._spelt)
+            self._spelt = ""
         self._end()
         return self._drain()
 
@@ -246,6 +274,22 @@ class StreamParser:
     def _drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+# ---- markers by their spelling
+
+
+def split_markers(text: str, names: Iterable[str]) -> list[str]:
+    """The text cut around every marker that it spells; last what may still become one."""
+    spelt = (*names, MISSPELT_SECTION, MISSPELT_END)
+    whole = "|".join(re.escape(name) for name in sorted(spelt, key=len, reverse=True))
+    parts = [part for part in re.split(f"({whole})", text) if part]
+    tail = parts[-1] if parts and parts[-1] not in spelt else ""
+    starts = range(max(len(tail) - max(map(len, spelt)), 0), len(tail))
+    cut = next((at for at in starts if any(name.startswith(tail[at:]) for name in spelt)), len(tail))
+    if tail:
+        parts[-1:] = [tail[:cut]] if cut else []
+    return [*parts, tail[cut:]]
 
 
 # ---- which tool a call means

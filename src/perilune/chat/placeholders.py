@@ -7,7 +7,8 @@ from typing import NamedTuple
 
 from perilune.chat.media import Planned
 from perilune.chat.messages import Request
-from perilune.chat.template import MEDIA_PAD, encode, render
+from perilune.chat.oracle import Prompter
+from perilune.chat.template import MEDIA_PAD, prompt_ids
 from perilune.chat.tokenizer import Tokenizer
 from perilune.errors import InputError
 
@@ -18,19 +19,15 @@ class Prompt(NamedTuple):
     """Where in `ids` the tokens of each item begin."""
 
 
-def prompt_with_media(request: Request, tokenizer: Tokenizer, media: Sequence[Planned]) -> Prompt:
+def prompt_with_media(
+    request: Request, tokenizer: Tokenizer, media: Sequence[Planned], prompter: Prompter = prompt_ids
+) -> Prompt:
     """The prompt of a request whose images and videos are `media`, in order.
 
     Raises InputError when they are not as many as the request has."""
-    pieces = render(
-        request.messages,
-        request.tools,
-        thinking=request.thinking,
-        keep_thinking=request.keep_thinking,
-        video_times=[one.times for one in media if one.times],
-    )
+    ids = prompter(request, tokenizer, video_times=[one.times for one in media if one.times])
     counts = [count for one in media for count in one.tokens]
-    return expand(encode(pieces, tokenizer), tokenizer.special(MEDIA_PAD), counts)
+    return expand(ids, tokenizer.special(MEDIA_PAD), counts)
 
 
 def expand(ids: Sequence[int], placeholder: int, counts: Sequence[int]) -> Prompt:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from perilune.chat.declaration import declare
+from perilune.chat.declaration import declare, declare_json
 from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall, VideoPart
 from perilune.chat.tokenizer import (
     CALL_ARGUMENTS,
@@ -30,12 +30,14 @@ from perilune.chat.tokenizer import (
     THINK,
     Tokenizer,
 )
+from perilune.chat.variants import K26, Variant
 from perilune.errors import InputError, UnsupportedInput
 
 MEDIA_BEGIN = "<|media_begin|>"
 MEDIA_CONTENT = "<|media_content|>"
 MEDIA_PAD = "<|media_pad|>"
 MEDIA_END = "<|media_end|>"
+SURROGATE = re.compile("[\ud800-\udfff]")
 DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 
 
@@ -56,21 +58,21 @@ def render(
     thinking: bool,
     keep_thinking: bool = False,
     generate: bool = True,
-    default_system: bool = False,
+    variant: Variant = K26,
     video_times: Sequence[Sequence[str]] | None = None,
 ) -> tuple[Piece, ...]:
     """The prompt of a conversation; texts that touch are one piece.
 
     `generate` opens the assistant's turn at the end, unless the last message is partial: then the model
-    goes on within it. `default_system` introduces Kimi where the first message is no system message; it
-    is unsettled whether K2.6 was trained so, and off. `video_times` say when the pieces of each video begin;
-    an image or a piece is one placeholder here. Raises InputError when they are not as many as the videos,
-    UnsupportedInput for a video without them."""
+    goes on within it. `video_times` say when the pieces of each video begin; an image or a piece is one
+    placeholder here. Raises InputError when they are not as many as the videos, UnsupportedInput for a video
+    without them."""
     messages = canonical_calls(messages)
-    if default_system and (not messages or messages[0].role != "system"):
+    if variant.default_system and (not messages or messages[0].role != "system"):
         messages = (Message(role="system", content=DEFAULT_SYSTEM), *messages)
     times = None if video_times is None else list(video_times)
-    pieces = tuple(_joined(_pieces(messages, tools, thinking, keep_thinking, generate, times)))
+    keep = keep_thinking and variant.can_keep
+    pieces = tuple(_joined(_pieces(messages, tools, thinking, keep, generate, variant, times)))
     if times:
         raise InputError(f"{len(times)} videos are in no message", field="messages")
     return pieces
@@ -83,9 +85,12 @@ def render_text(
     thinking: bool,
     keep_thinking: bool = False,
     generate: bool = True,
+    variant: Variant = K26,
 ) -> str:
     """The prompt as text, for people: here a control token and its spelling look alike."""
-    pieces = render(messages, tools, thinking=thinking, keep_thinking=keep_thinking, generate=generate)
+    pieces = render(
+        messages, tools, thinking=thinking, keep_thinking=keep_thinking, generate=generate, variant=variant
+    )
     return "".join(piece if isinstance(piece, str) else piece.name for piece in pieces)
 
 
@@ -100,17 +105,60 @@ def encode(pieces: Iterable[Piece], tokenizer: Tokenizer) -> list[int]:
     return ids
 
 
-def prompt_ids(request: Request, tokenizer: Tokenizer) -> list[int]:
-    """Token ids of the prompt of a request."""
+def prompt_ids(
+    request: Request,
+    tokenizer: Tokenizer,
+    variant: Variant = K26,
+    *,
+    video_times: Sequence[Sequence[str]] | None = None,
+) -> list[int]:
+    """Token ids of the prompt of a request. Raises InputError naming a message that is no Unicode text.
+
+    Where the model would write the first `<think>` itself it is put into the prompt all the same: it always
+    comes, and whoever reads the answer then need not know."""
+    refuse_surrogates(request.messages)
     pieces = render(
-        request.messages, request.tools, thinking=request.thinking, keep_thinking=request.keep_thinking
+        request.messages,
+        request.tools,
+        thinking=request.thinking,
+        keep_thinking=request.keep_thinking,
+        variant=variant,
+        video_times=video_times,
     )
-    return encode(pieces, tokenizer)
+    ids = encode(pieces, tokenizer)
+    if not variant.opens_thinking and not is_partial(request.messages):
+        ids += encode(_think_marks(request.thinking), tokenizer)
+    return ids
+
+
+def refuse_surrogates(messages: Sequence[Message]) -> None:
+    """Raises InputError for a text that holds half a surrogate pair: it has no UTF-8, so no tokens."""
+    for position, message in enumerate(messages):
+        for name, text in _texts(message):
+            if not text.isascii() and SURROGATE.search(text):
+                raise InputError(
+                    "holds half a surrogate pair, which is no character",
+                    field=f"messages[{position}].{name}",
+                    mend="remove it or send the whole character",
+                )
+
+
+def _texts(message: Message) -> Iterator[tuple[str, str]]:
+    """Every text of a message that a prompt shows, with the name of its field."""
+    yield "name", message.name or ""
+    yield "reasoning_content", message.reasoning or ""
+    yield "tool_call_id", message.tool_call_id or ""
+    content = message.content or ""
+    for part in (TextPart(content),) if isinstance(content, str) else content:
+        yield "content", part.text if isinstance(part, TextPart) else ""
+    for place, call in enumerate(message.tool_calls):
+        yield f"tool_calls[{place}].function.name", call.name
+        yield f"tool_calls[{place}].function.arguments", call.arguments
 
 
 def starts_thinking(request: Request) -> bool:
     """Whether the prompt ends inside an open think block, so that the answer begins with reasoning."""
-    return request.thinking and not _is_partial(request.messages)
+    return request.thinking and not is_partial(request.messages)
 
 
 # ---- tool-call ids
@@ -173,25 +221,32 @@ def _pieces(
     thinking: bool,
     keep_thinking: bool,
     generate: bool,
+    variant: Variant,
     times: list[Sequence[str]] | None,
 ) -> Iterator[Piece]:
     if tools:
         yield from (Special(IM_SYSTEM), "tool_declare", Special(IM_MIDDLE))
-        yield from (declare(tools), Special(IM_END))
+        yield from (declare(tools) if variant.typescript else declare_json(tools), Special(IM_END))
     settled = -1 if keep_thinking else _last_answer(messages)
-    goes_on = _is_partial(messages)
+    goes_on = is_partial(messages)
+    shows_reasoning = thinking or not variant.can_switch
     for index, message in enumerate(messages):
         partial = goes_on and index == len(messages) - 1
         if message.role == "assistant":
-            yield from _assistant(message, thinking and (index > settled or partial), times)
+            yield from _assistant(message, shows_reasoning and (index > settled or partial), times)
         else:
             yield from _turn(message, times)
         if not partial:
             yield Special(IM_END)
     if generate and not goes_on:
-        yield from (Special(IM_ASSISTANT), "assistant", Special(IM_MIDDLE), Special(THINK))
-        if not thinking:
-            yield Special(END_THINK)
+        yield from (Special(IM_ASSISTANT), "assistant", Special(IM_MIDDLE))
+        if variant.opens_thinking:
+            yield from _think_marks(thinking)
+
+
+def _think_marks(thinking: bool) -> tuple[Special, ...]:
+    """What an answer's turn begins with: reasoning left open, or none."""
+    return (Special(THINK),) if thinking else (Special(THINK), Special(END_THINK))
 
 
 def _last_answer(messages: Sequence[Message]) -> int:
@@ -200,7 +255,8 @@ def _last_answer(messages: Sequence[Message]) -> int:
     return max((i for i in answers if not messages[i].partial), default=-1)
 
 
-def _is_partial(messages: Sequence[Message]) -> bool:
+def is_partial(messages: Sequence[Message]) -> bool:
+    """Whether the model goes on within the last message."""
     return bool(messages) and messages[-1].role == "assistant" and messages[-1].partial
 
 

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from perilune.chat.messages import ImagePart, Message, Part, Request, TextPart, Tool, ToolCall, VideoPart
+from perilune.chat.wire_characters import half_pair, refuse_nul
 from perilune.chat.wire_fields import (
     CallBody,
     ChoiceField,
@@ -77,13 +78,17 @@ def decode_request(body: bytes) -> ChatCall:
 
 def _parse(body: bytes) -> CallBody:
     try:
-        return _body.decode(body)
+        call = _body.decode(body)
     except msgspec.ValidationError as error:
         raise _invalid(error) from error
     except RecursionError as error:
         raise InputError("the body is nested too deeply", mend="flatten it") from error
     except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise InputError(f"the body is not valid JSON: {error}", mend="send one JSON object") from error
+        raise half_pair(body) or InputError(
+            f"the body is not valid JSON: {error}", mend="send one JSON object"
+        ) from error
+    refuse_nul(body)
+    return call
 
 
 def _invalid(error: msgspec.ValidationError) -> InputError:

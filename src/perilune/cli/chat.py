@@ -24,7 +24,7 @@ def add(commands: Commands) -> None:
         description="Sends one message and prints the answer as it comes; thinking goes to standard error. "
         "With PERILUNE_BASE_URL and PERILUNE_API_KEY it asks that server.",
     )
-    add_settings(parser, "checkpoint", "threads")
+    add_settings(parser, "checkpoint", "template", "threads")
     parser.add_argument("message", metavar="TEXT", help="what to ask; - reads it from standard input")
     parser.add_argument("--system", default="", metavar="TEXT", help="the system message")
     parser.add_argument("--model", default="", metavar="NAME", help="which model (default: the first served)")

@@ -32,7 +32,7 @@ def add(commands: Commands) -> None:
         description="Copies the project to HOME/demo, serves the API, runs the goal with the bundled model, "
         "shows the result and stays up until Ctrl-C. Killed and started again, it goes on where it was.",
     )
-    add_settings(parser, "host", "port", "serve_as", "checkpoint", "threads", "max_agents")
+    add_settings(parser, "host", "port", "serve_as", "checkpoint", "template", "threads", "max_agents")
     add_unsandboxed(parser)
     parser.add_argument("--project", type=Path, required=True, metavar="DIR", help="the project to copy")
     parser.add_argument("--goal", default=GOAL, help=f"what to do ({GOAL})")

@@ -20,6 +20,7 @@ SETTING_FLAGS = {
     "admin_port": ("PORT", "loopback port of the admin door; 0 leaves it closed"),
     "serve_as": ("NAME", "another name under which the served model answers"),
     "checkpoint": ("DIR", "folder of the model that the engine serves (default: the bundled perilune-nano)"),
+    "template": ("FORMAT", "chat format: k2.6, k2.5, k2-thinking, or jinja for the checkpoint's own file"),
     "dtype": ("FORMAT", "number format of the engine: float32 or bfloat16"),
     "threads": ("N", "threads of the engine; 0 lets it choose"),
     "max_agents": ("N", "most sub-agents that live at once; more wait"),

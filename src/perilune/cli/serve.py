@@ -15,7 +15,16 @@ def add(commands: Commands) -> None:
         "SIGTERM lets running answers end, then exits 0.",
     )
     add_settings(
-        parser, "host", "port", "admin_port", "serve_as", "checkpoint", "dtype", "threads", "log_level"
+        parser,
+        "host",
+        "port",
+        "admin_port",
+        "serve_as",
+        "checkpoint",
+        "template",
+        "dtype",
+        "threads",
+        "log_level",
     )
     parser.add_argument("--any-port", action="store_true", help="take the next free port when PORT is taken")
     parser.set_defaults(run=run)

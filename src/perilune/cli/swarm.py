@@ -51,7 +51,7 @@ def _add_run(actions: Commands) -> None:
         description="Checks goal and repository, shows an estimate, asks, and runs. The result is a branch: "
         "your working tree and your branches are never touched.",
     )
-    add_settings(parser, "checkpoint", "threads", "retries")
+    add_settings(parser, "checkpoint", "template", "threads", "retries")
     add_unsandboxed(parser)
     parser.add_argument("goal", metavar="GOAL", help='such as "Rename OLD to NEW in DIR."')
     parser.add_argument("--repo", type=Path, default=Path(), metavar="DIR", help="a git repository (.)")
@@ -67,7 +67,7 @@ def _add_run(actions: Commands) -> None:
 
 def _add_resume(actions: Commands) -> None:
     parser = actions.add_parser("resume", help="go on with a session that was stopped or killed")
-    add_settings(parser, "checkpoint", "threads")
+    add_settings(parser, "checkpoint", "template", "threads")
     add_unsandboxed(parser)
     parser.add_argument("id", metavar="ID", help="as `perilune swarm list` shows it")
     _add_budget(parser)
