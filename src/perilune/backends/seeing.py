@@ -18,7 +18,7 @@ from perilune.chat.media_rules import MediaRules, load_rules
 from perilune.chat.messages import ImagePart, Request, TextPart
 from perilune.chat.oracle import Prompter
 from perilune.chat.placeholders import Prompt, prompt_with_media
-from perilune.chat.template import MEDIA_PAD
+from perilune.chat.template import MEDIA_PAD, prompt_ids
 from perilune.chat.tokenizer import Tokenizer
 from perilune.engine.protocol import Seen
 from perilune.errors import CheckpointError, UnsupportedInput
@@ -60,7 +60,11 @@ class Seeing:
         return await asyncio.to_thread(plan, request.messages, self._rules)
 
     async def prompt(
-        self, request: Request, tokenizer: Tokenizer, media: Sequence[Planned], prompter: Prompter
+        self,
+        request: Request,
+        tokenizer: Tokenizer,
+        media: Sequence[Planned],
+        prompter: Prompter = prompt_ids,
     ) -> Prompt:
         return await asyncio.to_thread(prompt_with_media, request, tokenizer, media, prompter)
 
