@@ -208,9 +208,10 @@ async def resume(size: Size, folder: Path, repo: Path, session_id: str) -> float
     reader = JournalReader(journal_path(folder, session_id))
     entries = list(reader.read())
     reader.close()
-    first_merge = next(e.seq for e in entries if isinstance(e.event, events.AttemptEnded))
+    # Up to here no agent has had its last answer, so every one of them asks again.
+    first_end = next(e.seq for e in entries if submits(e.event))
     half = Journal.open(journal_path(folder / "killed", session_id))
-    await half.append(entries[: min(len(entries) // 2, first_merge - 1)])
+    await half.append(entries[: min(len(entries) // 2, first_end - 1)])
     half.close()
     await run_git(repo, "branch", "-D", f"perilune/{session_id}")
     seen: set[str] = set()
@@ -227,6 +228,12 @@ async def resume(size: Size, folder: Path, repo: Path, session_id: str) -> float
     outcome = await run_session(folder / "killed", session_id, backend=backend, settings=settings)
     assert outcome.status == "complete", outcome.message
     return ready[0] - began
+
+
+def submits(event: events.Event) -> bool:
+    if not isinstance(event, events.ModelAnswered):
+        return False
+    return any(call.name == "submit" for call in event.record.completion.message.tool_calls)
 
 
 async def workspaces_and_merges(size: Size, folder: Path) -> dict[str, float]:
