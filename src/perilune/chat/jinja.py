@@ -46,7 +46,6 @@ class JinjaTemplate:
                 mend="pip install 'perilune[engine]'",
             ) from error
         self.path = path
-        self._error: type[Exception] = TemplateError
         environment = ImmutableSandboxedEnvironment(
             trim_blocks=True, lstrip_blocks=True, extensions=["jinja2.ext.loopcontrols"]
         )
