@@ -147,9 +147,9 @@ class Store:
         if self._closed:
             return
         self._closed = True
+        self._reader.close()  # first: whoever closes last takes the -wal and -shm files away, if it may write
         self._queue.put(None)
         self._thread.join()
-        self._reader.close()
 
     def __enter__(self) -> Self:
         return self

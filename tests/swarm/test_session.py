@@ -281,6 +281,21 @@ async def test_a_session_that_is_asked_to_stop_does_so_and_can_go_on(tmp_path: P
     assert (await bench.run(plan.id)).status == "complete"
 
 
+async def test_a_journal_in_which_nothing_was_written_is_taken_away_by_the_next_session(
+    tmp_path: Path,
+) -> None:
+    bench = Bench(tmp_path)
+    killed, plan = await bench.plan(), await bench.plan()
+    Journal.open(bench.journal(killed)).close()
+    torn = bench.home / "swarm" / "torn.db"
+    torn.touch()
+    damaged = bench.home / "swarm" / "damaged.db"
+    damaged.write_bytes(b"no database" * 1000)
+    await bench.run(plan)
+    left = {path.name for path in (bench.home / "swarm").glob("*.db*")}
+    assert left == {bench.journal(plan).name, damaged.name}
+
+
 async def test_a_damaged_journal_is_named_and_nothing_runs(tmp_path: Path) -> None:
     import sqlite3
 

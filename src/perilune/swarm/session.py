@@ -120,6 +120,8 @@ async def run_session(
     path = journal_path(home, name)
     if isinstance(session, str) and not path.is_file():
         raise SessionNotFound(f"no session {name}", mend="perilune swarm list")
+    if not isinstance(session, str):
+        _forget_unstarted(path.parent)
     journal = Journal.open(path)
     try:
         state = replay(journal)
@@ -291,6 +293,22 @@ def journal_path(home: Path, session: str) -> Path:
 def sessions(home: Path) -> Sequence[SessionInfo]:
     """All sessions of a HOME, oldest first. A damaged journal is listed with what is wrong."""
     return tuple(_info(path) for path in sorted((home / FOLDER).glob("*.db")))
+
+
+def _forget_unstarted(folder: Path) -> None:
+    """Remove journals whose process died before it wrote a line: there is nothing to resume in them."""
+    for path in folder.glob("*.db"):
+        try:
+            reader = JournalReader(path)
+            try:
+                started = next(iter(reader.read()), None) is not None
+            finally:
+                reader.close()
+        except StoreError:  # damaged: `sessions` lists it, a person decides
+            continue
+        if not started:
+            for suffix in ("", "-wal", "-shm"):
+                path.with_name(path.name + suffix).unlink(missing_ok=True)
 
 
 def _info(path: Path) -> SessionInfo:
