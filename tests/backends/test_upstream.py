@@ -158,6 +158,7 @@ async def test_connections_are_used_again() -> None:
         await send({"type": "http.response.start", "status": 200, "headers": head})
         for piece in GOOD_CHUNKS[:-1]:
             await send({"type": "http.response.body", "body": piece, "more_body": True})
+        await asyncio.sleep(0.02)  # the end of the body comes after the end of the answer
         await send({"type": "http.response.body", "body": GOOD_CHUNKS[-1]})
 
     server = uvicorn.Server(uvicorn.Config(chat, port=0, lifespan="off", log_level="warning", loop="asyncio"))
@@ -169,6 +170,7 @@ async def test_connections_are_used_again() -> None:
     backend = UpstreamBackend(f"http://127.0.0.1:{port}/v1", entry=entry)
     for _ in range(5):
         assert (await complete(backend, ask())).message.content == "Hello"
+        await asyncio.gather(*backend._resting)
     await backend.close()
     server.should_exit = True
     await running
@@ -290,7 +292,8 @@ async def test_nobody_listens() -> None:
 
 async def test_a_silent_endpoint_is_given_up_once() -> None:
     async with served(raw(b"", then=None), timeout_s=0.05) as it:
-        with pytest.raises(BackendUnreachable, match=r"silent for 0.05 s.*model_timeout_s"):
+        # Interrupted, not unreachable: the endpoint may have worked, so a swarm counts the call as lost.
+        with pytest.raises(BackendInterrupted, match=r"silent for 0.05 s.*model_timeout_s"):
             await complete(it.backend, ask())
         assert it.calls == 1
 
@@ -305,6 +308,23 @@ async def test_closing_the_stream_aborts_the_call_at_the_endpoint() -> None:
     async with served(raw(STREAM_HEAD + GOOD_CHUNKS[2], then=None)) as it:
         async with aclosing(it.backend.stream(ask())) as events:  # type: ignore[type-var]
             assert await anext(events) == TextDelta("Hello")
+        await asyncio.wait_for(it.endpoint.gone.wait(), 5)
+
+
+async def test_an_endpoint_that_is_down_is_told_of_when_it_is_opened(
+    settings: Callable[..., Settings], caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
+        assert (await entry_of(settings(model_url=url, model_name="k"))).id == "k"
+    assert "nothing answers at" in caplog.text
+
+
+async def test_an_answer_whose_body_does_not_end_keeps_no_connection(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("perilune.backends.upstream.REST_TIMEOUT_S", 0.05)
+    async with served(raw(STREAM_HEAD + b"".join(GOOD_CHUNKS), then=None)) as it:
+        assert (await complete(it.backend, ask())).message.content == "Hello"
         await asyncio.wait_for(it.endpoint.gone.wait(), 5)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import Any
 
 import aiohttp
@@ -19,8 +20,10 @@ from perilune.backends.endpoint import (
     refusal,
     web_page,
 )
-from perilune.errors import BackendError, BackendProtocol, ConfigError
+from perilune.errors import BackendAuth, BackendError, BackendProtocol, BackendUnreachable, ConfigError
 from perilune.settings import Settings
+
+log = logging.getLogger(__name__)
 
 LISTING_TIMEOUT_S = 10.0
 SHOWN = 10
@@ -59,16 +62,19 @@ async def list_models(
 
 async def entry_from(settings: Settings) -> ModelEntry:
     """The model of `model_url` and `model_name`. The endpoint is asked what it is; one that does not tell
-    is taken as the settings say, but without a name it must list exactly one model.
+    is taken as the settings say (with a warning where it is down or refuses the key), but without a name it
+    must list exactly one model.
 
     Raises ConfigError; BackendError where there is no name."""
     url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
     async with new_session(LISTING_TIMEOUT_S) as session:
         try:
             items = await list_models(session, url, headers, LISTING_TIMEOUT_S)
-        except BackendError:
+        except BackendError as error:
             if not settings.model_name:
                 raise
+            if isinstance(error, BackendUnreachable | BackendAuth):
+                log.warning("calls will fail for now: %s", error)
             items = []
     name = settings.model_name or choose_model(url, "", items)
     item = next((item for item in items if item["id"] == name), {})

@@ -59,6 +59,9 @@ FIRST_PAUSE_S = 0.5
 LONGEST_PAUSE_S = 20.0
 LONGEST_RETRY_AFTER_S = 60.0
 """An endpoint that asks for more patience than this is reported, not waited for."""
+REST_TIMEOUT_S = 2.0
+MOST_REST_BYTES = 65536
+"""What may follow the end of an answer; more is not read, and the connection is closed."""
 LOOK_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 5.0
 """However often we are asked whether we are ready, the endpoint is not asked more often than this."""
@@ -127,6 +130,7 @@ class UpstreamBackend:
         self._sleep = sleep
         self._chance = chance
         self._session: aiohttp.ClientSession | None = None
+        self._resting: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._looked = float("-inf")
         self._unready: BackendError | None = None
@@ -147,13 +151,25 @@ class UpstreamBackend:
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         response, events = await self._begin(request)
+        finished = False
         try:
             async with aclosing(events):
                 async for event in events:
+                    finished = isinstance(event, Finished)
                     yield event
         finally:
-            # Not merely back to the pool: an answer that is not read to its end must stop at the endpoint.
-            response.close()
+            if finished:
+                self._keep(response)
+            else:
+                # Not back to the pool: an answer that is not read to its end must stop at the endpoint.
+                response.close()
+
+    def _keep(self, response: aiohttp.ClientResponse) -> None:
+        """Have what follows the answer read (`[DONE]` and the body's end), so that the connection can be
+        used again. Nobody waits for it."""
+        task = asyncio.create_task(_read_rest(response))
+        self._resting.add(task)
+        task.add_done_callback(self._resting.discard)
 
     async def ready(self) -> None:
         """Raises BackendUnreachable or BackendAuth as a look at the endpoint found, now or a moment ago. Any
@@ -180,6 +196,10 @@ class UpstreamBackend:
         return None
 
     async def close(self) -> None:
+        resting = tuple(self._resting)
+        for task in resting:
+            task.cancel()
+        await asyncio.gather(*resting, return_exceptions=True)
         if self._session is not None:
             await self._session.close()
             self._session = None
@@ -257,6 +277,9 @@ class UpstreamBackend:
         return _each(completion_events(await self._whole(response, first, first_call)))
 
     def _failed(self, error: BaseException) -> Exception:
+        if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
+            # It took the request and may have worked on it, so it was not merely out of reach.
+            return self._interrupted(error, mend="raise model_timeout_s if it is only slow")
         told = connection_error(error, self.url, self._timeout_s)
         return _Passing(told) if may_pass(error) else told
 
@@ -286,10 +309,10 @@ class UpstreamBackend:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._interrupted(error) from error
 
-    def _interrupted(self, error: BaseException) -> BackendInterrupted:
+    def _interrupted(self, error: BaseException, mend: str = "try again") -> BackendInterrupted:
         silent = isinstance(error, TimeoutError)
         why = f"was silent for {self._timeout_s:g} s" if silent else "was cut"
-        return BackendInterrupted(f"the answer of {self.url} {why}", mend="try again")
+        return BackendInterrupted(f"the answer of {self.url} {why}", mend=mend)
 
 
 def _shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
@@ -314,6 +337,19 @@ class _Passing(Exception):
     def __init__(self, error: BackendError) -> None:
         super().__init__(error.message)
         self.error = error
+
+
+async def _read_rest(response: aiohttp.ClientResponse) -> None:
+    """Read to the end, which gives the connection back; close it where the end does not come soon."""
+    size = 0
+    try:
+        async with asyncio.timeout(REST_TIMEOUT_S):
+            while size <= MOST_REST_BYTES and (data := await response.content.readany()):
+                size += len(data)
+    except (aiohttp.ClientError, TimeoutError, OSError) as error:
+        log.debug("a connection is not kept: %s", error)
+    finally:
+        response.close()  # nothing to do where the end was reached
 
 
 async def _each(events: list[Event]) -> Events:
