@@ -3,13 +3,16 @@
 import json
 import sqlite3
 import stat
+import threading
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import new_secret, well_formed
-from perilune.errors import ConfigError, Forbidden, InvalidKey, NotFound
+from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound
 from perilune.settings import Settings
 
 
@@ -130,3 +133,53 @@ def test_request_ids_are_unique_and_sort_by_time() -> None:
     assert len(set(ids)) == 1000
     assert {len(one) for one in ids} == {26}
     assert [one[:10] for one in ids] == sorted(one[:10] for one in ids)
+
+
+def test_a_slow_reading_of_the_keys_never_brings_a_disabled_one_back(tmp_path: Path) -> None:
+    with Accounts.open(tmp_path, Settings(home=tmp_path)) as accounts:
+        secret = accounts.create_key("ci")
+        read, has_read, may_go_on = accounts.store.read, threading.Event(), threading.Event()
+
+        def slow_read(sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+            rows = read(sql, params)
+            if not has_read.is_set():
+                has_read.set()
+                may_go_on.wait(5)
+            return rows
+
+        accounts.store.read = slow_read  # type: ignore[method-assign]
+        slow = threading.Thread(target=accounts.keyring.load)
+        slow.start()
+        assert has_read.wait(5)
+        ending = threading.Thread(target=accounts.disable_key, args=(3,))
+        ending.start()
+        ending.join(0.2)  # it waits for the slow one, or is done before it
+        may_go_on.set()
+        slow.join()
+        ending.join()
+        with pytest.raises(InvalidKey):
+            accounts.authenticate(secret, "chat")
+
+
+def test_the_command_line_never_acts_for_a_key_of_another_organisation(tmp_path: Path) -> None:
+    now = 1_000.0
+    with Accounts.open(tmp_path, Settings(home=tmp_path), clock=lambda: now) as accounts:
+        accounts.organisations.create("acme", actor="me")
+        accounts.create_key("of acme", project_id=2)
+        accounts.disable_key(2)
+        with pytest.raises(ConfigError, match="perilune keys create"):
+            accounts.local_principal()
+        accounts.create_key("short", expires_ms=2_000_000)
+        assert accounts.local_principal().key_name == "short"
+        now = 2_000.0
+        with pytest.raises(ConfigError, match="no key that may call models"):
+            accounts.local_principal()
+
+
+@pytest.mark.parametrize("expires_ms", [0, -5, 10**15])
+def test_a_day_that_no_calendar_has_is_refused(tmp_path: Path, expires_ms: int) -> None:
+    with (
+        Accounts.open(tmp_path, Settings(home=tmp_path)) as accounts,
+        pytest.raises(InputError, match="year 9999"),
+    ):
+        accounts.create_key("ci", expires_ms=expires_ms)

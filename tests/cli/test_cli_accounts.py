@@ -78,7 +78,7 @@ def test_keys_are_made_listed_limited_and_disabled(home: Path, said: Said) -> No
     table = said("keys", "list")
     assert secret not in table and "disabled" in table
     admin = said("keys", "create", "boss", "--admin", "--expires", "2020-01-01").strip()
-    assert "expired 2020-01-02" in said("keys", "list") and admin.startswith("plk_")
+    assert "expired 2020-01-01 23:59" in said("keys", "list") and admin.startswith("plk_")
     assert "no key 99" in said("keys", "disable", "99", code=2)
 
 
@@ -178,3 +178,22 @@ def test_money_is_exact() -> None:
         "1.50",
         "-0.000026",
     ]
+
+
+def test_arguments_that_no_book_can_hold_are_one_line(said: Said) -> None:
+    huge = "99999999999999999999"
+    for words in (
+        ("keys", "disable", huge),
+        ("keys", "create", "ci", "--project", huge),
+        ("account", "topup", "5", "--organisation", huge),
+    ):
+        assert "larger than the books can hold" in said(*words, code=2)
+    assert "name: is not text in UTF-8" in said("keys", "create", "caf\udce9", code=2)
+    assert "reference: is not text in UTF-8" in said("account", "topup", "5", "--reference", "\udcff", code=2)
+    assert "printable" in said("keys", "create", "ci\n3  admin", code=2)
+    assert "printable" in said("account", "topup", "5", "--note", "\x1b[2J", code=2)
+
+
+def test_a_key_for_the_last_day_there_is_can_be_listed(said: Said) -> None:
+    said("keys", "create", "for ever", "--expires", "9999-12-31")
+    assert "until 9999-12-31 23:59" in said("keys", "list")

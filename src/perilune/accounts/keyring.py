@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import sqlite3
+import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,14 +21,15 @@ from perilune.accounts.keys import (
     new_secret,
     well_formed,
 )
-from perilune.accounts.organisations import first_project
+from perilune.accounts.organisations import check_name, first_project
 from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound
 from perilune.store import Store, replace_file
 
 KEYS_FILE = "keys.json"
 FIRST_KEYS = {"admin_key": ("first admin key", "admin"), "project_key": ("first project key", "chat")}
 """Entry of keys.json -> the key's name and scopes."""
-LONGEST_NAME = 200
+LAST_EXPIRY_MS = 253_402_300_799_999
+"""The end of the year 9999."""
 
 
 @dataclass(frozen=True)
@@ -59,19 +61,24 @@ class Keyring:
         self._clock = clock
         self._secret = key_secret(home, has_keys=bool(store.read("SELECT 1 FROM api_key LIMIT 1")))
         self._keys: dict[bytes, KeyRow] = {}
-        self._local: Principal | None = None
+        self._local: list[KeyRow] = []
+        self._loading = threading.Lock()
+        """Without it, a slower `load` could put back what was read before a key was disabled."""
 
     def load(self) -> None:
         """Read all keys: authentication then reads no disk."""
-        rows = self._store.read(
-            """SELECT k.id, k.name, k.project_id, p.organisation_id, k.scopes, k.digest, k.hint,
-                k.expires_ms, k.disabled
-            FROM api_key k JOIN project p ON p.id = k.project_id ORDER BY k.id"""
-        )
-        found = [_key_row(row) for row in rows]
-        self._keys = {row.digest: row for row in found}
-        usable = (row.principal for row in found if not row.disabled)
-        self._local = next((principal for principal in usable if "chat" in principal.scopes), None)
+        with self._loading:
+            rows = self._store.read(
+                """SELECT k.id, k.name, k.project_id, p.organisation_id, k.scopes, k.digest, k.hint,
+                    k.expires_ms, k.disabled
+                FROM api_key k JOIN project p ON p.id = k.project_id ORDER BY k.id"""
+            )
+            found = [_key_row(row) for row in rows]
+            self._keys = {row.digest: row for row in found}
+            local = min((row.principal.project_id for row in found), default=None)
+            self._local = [
+                row for row in found if row.principal.project_id == local and "chat" in row.principal.scopes
+            ]
 
     def ensure_file(self) -> Path:
         """See `Accounts.ensure_keys_file`."""
@@ -100,16 +107,21 @@ class Keyring:
         row = self._keys.get(digest_of(secret, self._secret))
         if row is None or row.disabled:
             raise refused
-        if row.expires_ms is not None and row.expires_ms <= self._clock() * 1000:
+        if self._expired(row):
             raise InvalidKey("the API key has expired", mend="make a new one")
         if scope not in row.principal.scopes:
             raise Forbidden(f"this API key lacks the scope {scope}", mend=f"use a key with the scope {scope}")
         return row.principal
 
     def local_principal(self) -> Principal:
-        if self._local is None:
-            raise ConfigError("this HOME has no key for its local project", field="home")
-        return self._local
+        for row in self._local:
+            if not row.disabled and not self._expired(row):
+                return row.principal
+        raise ConfigError(
+            "this HOME's local project has no key that may call models",
+            field="home",
+            mend="make one: perilune keys create NAME",
+        )
 
     def create(
         self,
@@ -123,9 +135,14 @@ class Keyring:
     ) -> str:
         """A new key, shown this once. Raises NotFound (project), ConfigError (scopes), InputError."""
         chosen, secret = check_scopes(scopes), new_secret()
-        if not name.strip() or len(name) > LONGEST_NAME:
-            raise InputError(f"must have 1 to {LONGEST_NAME} characters", field="name", mend="choose another")
+        check_name(name)
         check_budget(budget)
+        if expires_ms is not None and not 0 < expires_ms <= LAST_EXPIRY_MS:
+            raise InputError(
+                "must be milliseconds since 1970, up to the year 9999",
+                field="expires_ms",
+                mend="leave it out for a key that does not expire",
+            )
 
         def work(connection: sqlite3.Connection) -> None:
             place = project_id if project_id is not None else first_project(connection)
@@ -223,6 +240,9 @@ class Keyring:
             ),
         )
         return int(made.fetchone()[0])
+
+    def _expired(self, row: KeyRow) -> bool:
+        return row.expires_ms is not None and row.expires_ms <= self._clock() * 1000
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

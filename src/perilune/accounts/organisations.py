@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sqlite3
+import threading
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -57,17 +58,21 @@ class Organisations:
         self._default_tier = default_tier
         self._clock = clock
         self._tier_of: dict[int, Tier] = {}
+        self._loading = threading.Lock()
+        """Without it, a slower `load` could put back what was read before a change."""
 
     def load(self) -> None:
         """Read the tiers again: after a deposit or a change of tier."""
-        rows = self._store.read(
-            "SELECT o.id, o.tier, w.deposited FROM organisation o JOIN wallet w ON w.organisation_id = o.id"
-        )
         known = self._tiers.names
-        self._tier_of = {
-            number: self._tiers.tier(name if name in known else self._default_tier, deposited)
-            for number, name, deposited in rows
-        }
+        with self._loading:
+            rows = self._store.read(
+                """SELECT o.id, o.tier, w.deposited
+                FROM organisation o JOIN wallet w ON w.organisation_id = o.id"""
+            )
+            self._tier_of = {
+                number: self._tiers.tier(name if name in known else self._default_tier, deposited)
+                for number, name, deposited in rows
+            }
 
     def tier(self, organisation_id: int) -> Tier:
         return self._tier_of[organisation_id]
@@ -95,7 +100,7 @@ class Organisations:
 
     def create(self, name: str, *, actor: str) -> int:
         """A new organisation with one project of the name `default`; its id. Raises InputError."""
-        _check_name(name)
+        check_name(name)
 
         def work(connection: sqlite3.Connection) -> int:
             taken = connection.execute("SELECT 1 FROM organisation WHERE name = ?", (name,)).fetchone()
@@ -116,7 +121,7 @@ class Organisations:
         self, organisation_id: int, name: str, budget: int | None = None, *, actor: str
     ) -> int:
         """A new project; its id. Raises NotFound, InputError."""
-        _check_name(name)
+        check_name(name)
 
         def work(connection: sqlite3.Connection) -> int:
             _expect_organisation(connection, organisation_id)
@@ -212,6 +217,9 @@ def _no_organisation(number: int) -> NotFound:
     return NotFound(f"no organisation {number}", field="organisation")
 
 
-def _check_name(name: str) -> None:
-    if not name.strip() or len(name) > LONGEST_NAME:
-        raise InputError(f"must have 1 to {LONGEST_NAME} characters", field="name", mend="choose another")
+def check_name(name: str) -> None:
+    """Raises InputError for the name of a key, project or organisation that would not stand in a table."""
+    if not name.strip() or len(name) > LONGEST_NAME or not name.isprintable():
+        raise InputError(
+            f"must have 1 to {LONGEST_NAME} printable characters", field="name", mend="choose another"
+        )

@@ -146,11 +146,15 @@ def _check(kind: str, amount: int, reference: str, note: str) -> None:
         raise InputError(f"{kind!r} is no kind of entry", field="kind", mend=", ".join(get_args(Kind)))
     if not 0 < abs(amount) <= MOST_NANO or (amount < 0 and kind != "correction"):
         raise InputError("must be more than zero", field="amount", mend="use a correction to take back")
-    if not reference.strip() or len(reference) > LONGEST_TEXT:
+    if not reference.strip() or len(reference) > LONGEST_TEXT or not reference.isprintable():
         raise InputError(
-            f"must have 1 to {LONGEST_TEXT} characters",
+            f"must have 1 to {LONGEST_TEXT} printable characters",
             field="reference",
             mend="name the payment; the same reference is entered only once",
         )
-    if len(note) > LONGEST_TEXT:
-        raise InputError(f"must have at most {LONGEST_TEXT} characters", field="note", mend="shorten it")
+    if len(note) > LONGEST_TEXT or not note.isprintable():
+        raise InputError(
+            f"must have at most {LONGEST_TEXT} characters, all of them printable",
+            field="note",
+            mend="write it on one line",
+        )

@@ -47,7 +47,7 @@ def _local(accounts: Accounts) -> Desk:
     from perilune.accounts.desk.acts import ACTS
 
     def act(name: str, /, **fields: object) -> Any:
-        result = perform(ACTS, name, msgspec.json.encode(fields), accounts, COMMAND_LINE)
+        result = perform(ACTS, name, _body(fields), accounts, COMMAND_LINE)
         return msgspec.to_builtins(result)
 
     return act
@@ -60,7 +60,7 @@ def _remote(url: str, key: str) -> Desk:
         connection = http.client.HTTPConnection(place.hostname or "", place.port, timeout=TIMEOUT_S)
         headers = {"Authorization": f"Bearer {key}", "Content-Type": "application/json"}
         try:
-            connection.request("POST", f"{place.path}/{name}", json.dumps(fields, default=str), headers)
+            connection.request("POST", f"{place.path}/{name}", _body(fields), headers)
             answer = connection.getresponse()
             status, body = answer.status, answer.read()
         except (OSError, http.client.HTTPException) as error:
@@ -74,6 +74,17 @@ def _remote(url: str, key: str) -> Desk:
         return json.loads(body)
 
     return act
+
+
+def _body(fields: dict[str, object]) -> bytes:
+    """Raises InputError for an argument that is no text, such as bytes in another encoding."""
+    for name, value in fields.items():
+        if isinstance(value, str) and not value.isascii():
+            try:
+                value.encode()
+            except UnicodeEncodeError as error:
+                raise InputError("is not text in UTF-8", field=name, mend="write it anew") from error
+    return json.dumps(fields, default=str).encode()
 
 
 def _refusal(status: int, body: bytes) -> PeriluneError:

@@ -38,14 +38,14 @@ def add(commands: Commands) -> None:
 
 
 def expiry(text: str) -> int:
-    """Milliseconds since 1970: the end of that day (UTC), or so many days from now."""
+    """Milliseconds since 1970: the last of that day (UTC), or so many days from now."""
     if text.endswith("d") and text[:-1].isdecimal() and 0 < int(text[:-1]) < 100_000:
         return int(time.time() * 1000) + int(text[:-1]) * DAY_MS
     try:
         day = date.fromisoformat(text)
     except ValueError as error:
         raise argparse.ArgumentTypeError(f"{text!r} is no day such as 2027-01-31, and no 30d") from error
-    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000) + DAY_MS
+    return int(datetime(day.year, day.month, day.day, tzinfo=UTC).timestamp() * 1000) + DAY_MS - 1
 
 
 def dollars_or_none(text: str) -> int | None:

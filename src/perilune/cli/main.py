@@ -49,8 +49,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         if (error.name or "").partition(".")[0] not in ENGINE_PACKAGES:
             raise
         return complain(
-            f"the bundled model needs the package {error.name} (pip install 'perilune[engine]', or connect "
-            "a model of your own: perilune connect URL)"
+            f"this needs the engine, and {error.name} is not installed (pip install 'perilune[engine]'; for "
+            "models elsewhere none is needed: perilune connect URL)"
         )
     except KeyboardInterrupt:
         return complain("stopped", INTERRUPTED)

@@ -42,6 +42,8 @@ def perform(acts: Acts, name: str, body: bytes, accounts: Accounts, actor: str) 
         raise InputError(f"the body is not valid JSON: {error}", mend="send one JSON object") from error
     try:
         return act.run(accounts, fields, actor)
+    except OverflowError as error:
+        raise InputError("a number is larger than the books can hold", mend="check it") from error
     except ConfigError as error:
         if isinstance(error, HomeLocked):
             raise
