@@ -5,15 +5,20 @@ from __future__ import annotations
 import msgspec
 
 from perilune.backends.base import ModelEntry
+from perilune.backends.served import effective_sampling
 from perilune.chat.messages import ImagePart, Message, Request, VideoPart
 from perilune.errors import UnsupportedInput
 
 
 def fit(request: Request, entry: ModelEntry, cache_salt: str) -> Request:
-    """The request under the model's own id. The backend judges sampling values, by the entry's policy.
+    """The request under the model's own id, held to the model's own sampling where its policy is not `open`,
+    whatever backend serves it.
 
-    Raises UnsupportedInput for media that the model does not take."""
+    Raises UnsupportedInput for media that the model does not take, InputError for sampling it refuses."""
     _check_media(request.messages, entry)
+    if entry.sampling_policy != "open":
+        sampling = effective_sampling(request, entry)
+        request = msgspec.structs.replace(request, temperature=sampling.temperature, top_p=sampling.top_p)
     return msgspec.structs.replace(request, model=entry.id, cache_salt=cache_salt)
 
 

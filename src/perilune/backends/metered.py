@@ -37,7 +37,7 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.errors import BackendInterrupted
+from perilune.errors import BackendInterrupted, ContextTooLong
 
 BYTES_PER_TOKEN = 4
 """For estimates, where nobody told the usage."""
@@ -191,6 +191,7 @@ class MeteredCall:
 
     async def _run(self) -> AsyncGenerator[Event, None]:
         quote = self.quote = self.quote or await self._backend.quote(self._request)
+        _check_room(self._request, quote)
         reservation = await self._backend._reserve(self.request_id, quote)
         outcome: Outcome = "aborted"
         try:
@@ -246,6 +247,20 @@ class MeteredCall:
                 self._bytes += len(event.arguments.encode())
             case Finished():
                 pass
+
+
+def _check_room(request: Request, quote: Quote) -> None:
+    """Under `strict`, an answer longer than the context has room for is refused, as the hosted API does.
+    Elsewhere it is cut to the room there is. Raises ContextTooLong."""
+    entry = quote.entry
+    counted = quote.prompt_bound == quote.prompt_estimate
+    wanted = (quote.prompt_estimate if counted else 1) + (request.max_tokens or 1)
+    if entry.sampling_policy == "strict" and wanted > entry.context_length:
+        raise ContextTooLong(
+            "Invalid request: Your request exceeded model token limit: "
+            f"{entry.context_length} (requested: {wanted})",
+            mend="shorten the conversation or ask for fewer tokens",
+        )
 
 
 def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:

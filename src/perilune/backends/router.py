@@ -17,14 +17,25 @@ from perilune.backends.base import Backend, ModelEntry
 from perilune.chat.messages import Event, Request
 from perilune.errors import ConfigError, NotFound
 
+SPELLINGS = {
+    "kimi-k2.6": (
+        "moonshot-v1-k2-6",
+        "kimi-k2-6",
+        "Kimi-K2.6",
+        "moonshotai/kimi-k2.6",
+        "moonshotai/Kimi-K2.6",
+    )
+}
+"""Other names by which clients ask for a model that is served as the one on the left."""
+
 
 class Router:
     """Several backends as one."""
 
     def __init__(self, backends: Sequence[Backend], *, serve_as: str = "") -> None:
-        """`serve_as` is one more alias of the first backend's first model."""
+        """`serve_as`, in all its spellings, is one more alias of the first backend's first model."""
         self._backends = tuple(backends)
-        self._serve_as = serve_as
+        self._serve_as = (serve_as, *SPELLINGS.get(serve_as, ())) if serve_as else ()
 
     async def models(self) -> tuple[ModelEntry, ...]:
         return tuple(entry for entry, _ in await self._routes())
@@ -58,10 +69,11 @@ class Router:
     async def _routes(self) -> list[tuple[ModelEntry, Backend]]:
         """Raises ConfigError when two backends claim one name."""
         routes = [(entry, backend) for backend in self._backends for entry in await backend.models()]
-        if self._serve_as and routes and self._serve_as not in names_of(routes[0][0]):
+        if self._serve_as and routes:
             first, backend = routes[0]
-            aliases = (*first.aliases, self._serve_as)
-            routes[0] = (msgspec.structs.replace(first, aliases=aliases), backend)
+            more = tuple(name for name in self._serve_as if name not in names_of(first))
+            if more:
+                routes[0] = (msgspec.structs.replace(first, aliases=first.aliases + more), backend)
         claimed: set[str] = set()
         for entry, _ in routes:
             if taken := claimed & names_of(entry):
@@ -83,6 +95,4 @@ def find_entry(entries: Iterable[ModelEntry], name: str) -> ModelEntry:
         if name in names_of(entry):
             return entry
     served = ", ".join(entry.id for entry in known) or "none"
-    raise NotFound(
-        f"Not found the model {name} or permission denied", field="model", mend=f"models served: {served}"
-    )
+    raise NotFound(f"Not found the model {name} or Permission denied", mend=f"models served: {served}")
