@@ -171,4 +171,6 @@ def test_exact_dollars_and_no_formulas() -> None:
     ]
     from perilune.accounts.usage import Total
 
-    assert totals_csv([Total(("=1+1",), *[0] * 7)], ("model",)).splitlines()[1].startswith("'=1+1,0")
+    for formula in ("=1+1", "-1+1"):
+        line = totals_csv([Total((formula,), *[0] * 7)], ("model",)).splitlines()[1]
+        assert line.startswith(f"'{formula},0")
