@@ -135,20 +135,23 @@ async def test_too_large_for_the_context_is_refused_before_it_is_decoded(backend
 
 
 async def test_a_model_without_vision_refuses_and_one_without_pillow_tells(
-    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     write_tiny_checkpoint(tmp_path, tokenizer=True)
     blind = Seeing.of(tmp_path, Tokenizer.load(tmp_path))
     assert blind.modalities == ("text",)
     with pytest.raises(UnsupportedInput, match="reads text only, no image"):
         await blind.plan(asked(image(1)))
+    Seeing.of(folder, Tokenizer.load(folder))
+    assert not caplog.records
     monkeypatch.setattr("perilune.backends.seeing.find_spec", lambda name: None)
     without = Seeing.of(folder, Tokenizer.load(folder))
+    assert "sees more than text: pip install 'perilune[media]'" in caplog.text
     with pytest.raises(UnsupportedInput, match=r"reads text only.*perilune\[media\]"):
         await without.plan(asked(image(1)))
     monkeypatch.setattr("perilune.backends.seeing.find_spec", lambda name: None if name == "av" else object())
     stills = Seeing.of(folder, Tokenizer.load(folder))
-    with pytest.raises(UnsupportedInput, match="reads text and images only, no video"):
+    with pytest.raises(UnsupportedInput, match=r"images only, no video.*perilune\[media\]"):
         await stills.plan(asked(VideoPart("data:")))
 
 

@@ -7,6 +7,7 @@ not fit waits until others have ended.
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
@@ -24,6 +25,8 @@ from perilune.engine.protocol import Seen
 from perilune.errors import CheckpointError, UnsupportedInput
 from perilune.model.config import parse_config, read_config
 from perilune.model.vision_config import VisionConfig, parse_vision
+
+log = logging.getLogger("perilune.engine")
 
 MOST_OPEN_BYTES = 512 * 1024**2
 """Of patches of all open calls, here and once more in the engine."""
@@ -49,9 +52,14 @@ class Seeing:
             return cls(MediaRules(), ("text",))
         rules = load_rules(folder)
         _check_rules(rules, vision, folder)
-        if not (find_spec("PIL") and find_spec("numpy")):
-            return cls(rules, ("text",), "pip install 'perilune[media]', or " + LEAVE_OUT)
-        return cls(rules, ("text", "image", *(("video",) if find_spec("av") else ())))
+        modalities = _readable()
+        if "video" not in modalities:
+            # Clients are told that the model takes none, as of any other model: the operator can mend it.
+            log.warning(
+                "the model sees more than %s: pip install 'perilune[media]'", " and ".join(modalities)
+            )
+            return cls(rules, modalities, "pip install 'perilune[media]', or " + LEAVE_OUT)
+        return cls(rules, modalities)
 
     async def plan(self, request: Request) -> tuple[Planned, ...]:
         """The request's media; nothing is decoded yet. Raises UnsupportedInput and InputError."""
@@ -100,6 +108,13 @@ class Seeing:
                         mend=self._mend,
                     )
         return found
+
+
+def _readable() -> tuple[str, ...]:
+    """What the packages that are installed can decode."""
+    if not (find_spec("PIL") and find_spec("numpy")):
+        return ("text",)
+    return ("text", "image", *(("video",) if find_spec("av") else ()))
 
 
 def _decode(media: Sequence[Planned], starts: Sequence[int]) -> tuple[Seen, ...]:
