@@ -41,12 +41,13 @@ class Patience:
     tries: int = 8
 
     def pause(self, failed: int, error: PeriluneError) -> float | None:
-        """Seconds to wait after this many failures; None when the patience is at its end."""
+        """Seconds to wait after this many failures: longer each time, and as long as the other side asks.
+        None when the patience is at its end."""
         if failed >= self.tries:
             return None
-        grown = min(self.first_s * 2 ** (failed - 1), self.longest_s)
+        grown: float = min(self.first_s * 2 ** (failed - 1), self.longest_s)
         asked = error.retry_after_s if isinstance(error, BackendRateLimited | LimitReached) else None
-        return grown if asked is None else min(max(asked, 0.0), self.longest_s)
+        return grown if asked is None else min(max(asked, grown), self.longest_s)
 
 
 class ModelCalls:
