@@ -42,6 +42,7 @@ async def test_media_over_http(tmp_path: Path) -> None:
                 assert listed.supports_image_in is True  # type: ignore[attr-defined]
                 assert listed.supports_video_in is True  # type: ignore[attr-defined]
                 await answers(ai)
+                await uploaded(ai)
                 await refusals(ai)
     finally:
         await backend.close()
@@ -59,6 +60,19 @@ async def answers(ai: AsyncOpenAI) -> None:
     one_image = 4 + 3 + len("image") + 1
     pieces = 2 * (6 + 3 + len("video") + len("00:00:00.000")) + 1
     assert sizes == [sizes[0], sizes[0] + one_image, sizes[0] + one_image + pieces]
+
+
+async def uploaded(ai: AsyncOpenAI) -> None:
+    """An uploaded image is the same to the engine as its data URL."""
+    file = await ai.files.create(file=("noise.png", png(noise(56, 56))), purpose="image")  # type: ignore[arg-type]
+    named = {"type": "image_url", "image_url": {"url": f"ms://{file.id}"}}
+    said_of = []
+    for part in (IMAGE, named):
+        options: Any = {"model": "seeing", "messages": said(part, TEXT), "max_tokens": 8, "extra_body": OFF}
+        whole = await ai.chat.completions.create(**options, seed=1)
+        assert whole.usage is not None
+        said_of.append((whole.choices[0].message.content, whole.usage.prompt_tokens))
+    assert said_of[0] == said_of[1]
 
 
 async def refusals(ai: AsyncOpenAI) -> None:

@@ -11,6 +11,8 @@ from perilune.accounts.accounts import Accounts
 from perilune.api.balance import Balance
 from perilune.api.chat_completions import ChatCompletions
 from perilune.api.doors import Door, app_of
+from perilune.api.file_store import FileStore
+from perilune.api.files import DeleteFile, FileContent, ListFiles, OneFile, UploadFile
 from perilune.api.health import Ready, health
 from perilune.api.metrics import HttpCounters, Metrics
 from perilune.api.models import Catalogue, ListModels, OneModel
@@ -24,14 +26,20 @@ def doors(
 ) -> tuple[Door, ...]:
     """All that is served."""
     catalogue = Catalogue(backend, settings.serve_as)
-    chat = ChatCompletions(backend, accounts, catalogue)
-    estimate = EstimateTokens(backend, accounts, catalogue)
+    files = FileStore(settings.home / "files")
+    chat = ChatCompletions(backend, accounts, catalogue, files)
+    estimate = EstimateTokens(backend, accounts, catalogue, files)
     return (
         Door("POST", "/v1/chat/completions", "chat", chat),
         Door("GET", "/v1/models", "chat", ListModels(catalogue)),
         Door("GET", "/v1/models/{id:path}", "chat", OneModel(catalogue)),
         Door("POST", "/v1/tokenizers/estimate-token-count", "chat", estimate),
         Door("GET", "/v1/users/me/balance", "chat", Balance(accounts)),
+        Door("POST", "/v1/files", "chat", UploadFile(files)),
+        Door("GET", "/v1/files", "chat", ListFiles(files)),
+        Door("GET", "/v1/files/{id}", "chat", OneFile(files)),
+        Door("GET", "/v1/files/{id}/content", "chat", FileContent(files)),
+        Door("DELETE", "/v1/files/{id}", "chat", DeleteFile(files)),
         Door("GET", "/healthz", "nothing", health),
         Door("GET", "/readyz", "nothing", Ready(backend)),
         Door("GET", "/metrics", "admin", Metrics(http or HttpCounters(), accounts)),

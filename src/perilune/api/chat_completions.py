@@ -16,6 +16,8 @@ from starlette.types import Message, Receive, Scope, Send
 from perilune.accounts.accounts import Accounts
 from perilune.api.auth import principal_of
 from perilune.api.edge import request_id_of, told
+from perilune.api.file_references import resolve
+from perilune.api.file_store import FileStore
 from perilune.api.http import ClientGone, read_json_body, send_json
 from perilune.api.models import Catalogue
 from perilune.api.policy import fit
@@ -37,17 +39,19 @@ STREAM_START: Message = {
 
 
 class ChatCompletions:
-    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue) -> None:
+    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue, files: FileStore) -> None:
         self._backend = backend
         self._accounts = accounts
         self._catalogue = catalogue
+        self._files = files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)
         call = decode_request(await read_json_body(scope, receive))
         name = call.request.model
         entry = await self._catalogue.find(name)
-        request = fit(call.request, entry, principal.cache_salt)
+        resolved = await resolve(call.request, self._files, principal.project_id)
+        request = fit(resolved, entry, principal.cache_salt)
         request_id = request_id_of(scope)
         metered = MeteredBackend(self._backend, self._accounts, principal)
         answer_id, created = f"chatcmpl-{request_id}", int(time.time())

@@ -36,24 +36,28 @@ def header(scope: Scope, name: bytes) -> str:
 
 
 async def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
-    """The whole body. Raises HTTPException for a type that is not JSON or a body over the limit of size
-    or time."""
+    """`read_body` of a JSON body. Raises HTTPException for another type too."""
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
+    return await read_body(scope, receive, limit, _too_large(limit))
+
+
+async def read_body(scope: Scope, receive: Receive, limit: int, too_large: HTTPException) -> bytes:
+    """The whole body. Raises `too_large` for one over the limit, HTTPException for one that is too slow."""
     length = header(scope, b"content-length")
     if length.isdigit() and int(length) > limit:
-        raise _too_large(limit)
+        raise too_large
     try:
         async with asyncio.timeout(BODY_S):
-            return await _read(receive, limit)
+            return await _read(receive, limit, too_large)
     except TimeoutError:
         raise HTTPException(
             408, f"the body took longer than {BODY_S} s to arrive (send it faster)", headers=CLOSE
         ) from None
 
 
-async def _read(receive: Receive, limit: int) -> bytes:
+async def _read(receive: Receive, limit: int, too_large: HTTPException) -> bytes:
     parts: list[bytes] = []
     size = 0
     more = True
@@ -64,7 +68,7 @@ async def _read(receive: Receive, limit: int) -> bytes:
         part = message.get("body", b"")
         size += len(part)
         if size > limit:
-            raise _too_large(limit)
+            raise too_large
         parts.append(part)
         more = message.get("more_body", False)
     return parts[0] if len(parts) == 1 else b"".join(parts)

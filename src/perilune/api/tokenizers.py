@@ -6,6 +6,8 @@ from starlette.types import Receive, Scope, Send
 
 from perilune.accounts.accounts import Accounts
 from perilune.api.auth import principal_of
+from perilune.api.file_references import resolve
+from perilune.api.file_store import FileStore
 from perilune.api.http import read_json_body, send_json
 from perilune.api.models import Catalogue
 from perilune.api.policy import fit
@@ -17,15 +19,17 @@ from perilune.chat.wire import decode_request
 class EstimateTokens:
     """Takes the body of a chat call. Exact where the backend can count, else a guess from the bytes."""
 
-    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue) -> None:
+    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue, files: FileStore) -> None:
         self._backend = backend
         self._accounts = accounts
         self._catalogue = catalogue
+        self._files = files
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)
         call = decode_request(await read_json_body(scope, receive))
         entry = await self._catalogue.find(call.request.model)
-        request = fit(call.request, entry, principal.cache_salt)
+        resolved = await resolve(call.request, self._files, principal.project_id)
+        request = fit(resolved, entry, principal.cache_salt)
         quote = await MeteredBackend(self._backend, self._accounts, principal).quote(request)
         await send_json(send, {"data": {"total_tokens": quote.prompt_estimate}})

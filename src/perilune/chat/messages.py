@@ -20,7 +20,8 @@ class TextPart(msgspec.Struct, frozen=True, tag="text"):
 
 class ImagePart(msgspec.Struct, frozen=True, tag="image"):
     url: str
-    """A data URL; remote URLs are never fetched by default."""
+    """A data URL; remote URLs are never fetched by default. Straight from the wire it may be `ms://FILE_ID`,
+    which the API replaces by the file's data URL before any backend sees it."""
 
 
 class VideoPart(msgspec.Struct, frozen=True, tag="video"):

@@ -30,6 +30,8 @@ MAX_TOOLS = 128
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
 MAX_DEPTH = 64
+FILE_REFERENCE = "ms://"
+"""Before the id of a file that was uploaded."""
 """Objects and lists within each other, in schemas and arguments. The hosted API takes schemas 30 deep."""
 TOOL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 THINKING_OFF = 'send "thinking": {"type": "disabled"} with it'
@@ -285,12 +287,12 @@ def _part(part: TextField | ImageField | VideoField, where: str) -> Part:
 
 def _media_url(url: MediaUrl | str, where: str) -> str:
     text = url if isinstance(url, str) else url.url
-    if text.startswith("data:"):
+    if text.startswith(("data:", FILE_REFERENCE)):
         return text
     raise UnsupportedInput(
-        "only data URLs are read; nothing is fetched from elsewhere",
+        "only data URLs and uploaded files are read; nothing is fetched from elsewhere",
         field=where,
-        mend="send data:<type>;base64,<bytes>",
+        mend="send data:<type>;base64,<bytes>, or ms://<id> of a file",
     )
 
 
