@@ -8,12 +8,11 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_HALF_UP, Decimal
-from importlib import resources
 from pathlib import Path
 
 from perilune.accounts.prices import TOKENS_PER_RATE, Buckets, Price, parse_prices
+from perilune.accounts.toml_books import read_book
 from perilune.accounts.usage import Total
-from perilune.errors import ConfigError
 
 
 @dataclass(frozen=True)
@@ -45,14 +44,7 @@ def compare(traffic: Buckets, prices: Iterable[Price]) -> list[Line]:
 
 def other_prices(book: Path | None = None) -> tuple[Price, ...]:
     """The prices of that book, else those that come with Perilune. Raises ConfigError."""
-    if book is None:
-        text = resources.files("perilune.accounts").joinpath("compare.toml").read_text(encoding="utf-8")
-        return parse_prices(text, "compare.toml")
-    try:
-        text = book.expanduser().read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {book}: {error}", field="book") from error
-    return parse_prices(text, str(book))
+    return parse_prices(*read_book(book, "compare.toml", "book"))
 
 
 def table(lines: Sequence[Line]) -> str:

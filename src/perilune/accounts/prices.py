@@ -7,15 +7,13 @@ TOML numbers are read as decimals.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
-from importlib import resources
-from pathlib import Path
 from typing import Any, Protocol, Self
 
+from perilune.accounts.toml_books import entries_of, read_book
 from perilune.errors import ConfigError
 from perilune.settings import Settings
 
@@ -95,15 +93,7 @@ class PriceBook:
         """The book that the setting `price_book` names, else the bundled one.
 
         Raises ConfigError naming the file and the entry."""
-        if settings.price_book:
-            path = Path(settings.price_book).expanduser()
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"cannot read {path}: {error}", field="price_book") from error
-            return cls(parse_prices(text, str(path)))
-        bundled = resources.files("perilune.accounts").joinpath("prices.toml")
-        return cls(parse_prices(bundled.read_text(encoding="utf-8"), "prices.toml"))
+        return cls(parse_prices(*read_book(settings.price_book, "prices.toml", "price_book")))
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -140,14 +130,7 @@ def upper_bound(price: Price, prompt_tokens: int, max_tokens: int) -> int:
 
 def parse_prices(text: str, source: str) -> tuple[Price, ...]:
     """The entries of a price book. Raises ConfigError naming what is wrong where."""
-    try:
-        table = tomllib.loads(text, parse_float=Decimal)
-    except tomllib.TOMLDecodeError as error:
-        raise _wrong(source, f"not valid TOML: {error}") from error
-    entries = table.pop("price", None)
-    if table or not isinstance(entries, list) or not entries:
-        raise _wrong(source, "expected [[price]] entries and nothing else")
-    return tuple(_price(entry, f"{source}, price {number}") for number, entry in enumerate(entries, start=1))
+    return tuple(_price(entry, where) for entry, where in entries_of(text, "price", source, _wrong))
 
 
 def _price(entry: Mapping[str, Any], where: str) -> Price:

@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import resources
-from pathlib import Path
 from typing import Any, Self
 
+from perilune.accounts.toml_books import entries_of, read_book
 from perilune.errors import ConfigError
 from perilune.settings import Settings
 
@@ -54,16 +52,7 @@ class TierBook:
     def load(cls, settings: Settings) -> Self:
         """The tiers that the setting `tier_book` names, else the bundled ones; the setting `tier` must be
         one of them. Raises ConfigError naming the file and the entry."""
-        if settings.tier_book:
-            path = Path(settings.tier_book).expanduser()
-            try:
-                text = path.read_text(encoding="utf-8")
-            except (OSError, UnicodeDecodeError) as error:
-                raise ConfigError(f"cannot read {path}: {error}", field="tier_book") from error
-            book = cls(parse_tiers(text, str(path)))
-        else:
-            bundled = resources.files("perilune.accounts").joinpath("tiers.toml")
-            book = cls(parse_tiers(bundled.read_text(encoding="utf-8"), "tiers.toml"))
+        book = cls(parse_tiers(*read_book(settings.tier_book, "tiers.toml", "tier_book")))
         book.check(settings.tier)
         return book
 
@@ -91,14 +80,7 @@ class TierBook:
 
 def parse_tiers(text: str, source: str) -> tuple[Tier, ...]:
     """The entries of a tier file. Raises ConfigError naming what is wrong where."""
-    try:
-        table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise _wrong(source, f"not valid TOML: {error}") from error
-    entries = table.pop("tier", None)
-    if table or not isinstance(entries, list) or not entries:
-        raise _wrong(source, "expected [[tier]] entries and nothing else")
-    return tuple(_tier(entry, f"{source}, tier {number}") for number, entry in enumerate(entries, start=1))
+    return tuple(_tier(entry, where) for entry, where in entries_of(text, "tier", source, _wrong))
 
 
 def _tier(entry: Mapping[str, Any], where: str) -> Tier:
