@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import msgspec
@@ -16,6 +17,7 @@ from tests.chat.media_files import noise, png, png_head, url_of, video
 from perilune.backends.base import complete
 from perilune.backends.embedded import EmbeddedBackend
 from perilune.backends.seeing import Seeing
+from perilune.chat.media import Item
 from perilune.chat.messages import ImagePart, Message, Part, Request, TextPart, VideoPart
 from perilune.chat.tokenizer import Tokenizer
 from perilune.errors import CheckpointError, ContextTooLong, InputError, UnsupportedInput
@@ -177,6 +179,33 @@ async def test_media_wait_for_room(folder: Path, monkeypatch: pytest.MonkeyPatch
         await asyncio.sleep(0.05)
         assert not second.done()
     assert await asyncio.wait_for(second, 5)
+
+
+async def test_a_call_that_is_gone_decodes_no_further(folder: Path) -> None:
+    tokenizer = Tokenizer.load(folder)
+    seeing = Seeing.of(folder, tokenizer)
+    request = asked(image(1))
+    (still,) = await seeing.plan(request)
+    prompt = await seeing.prompt(request, tokenizer, [still])
+    begun, go_on, decoded = threading.Event(), threading.Event(), []
+
+    class Long:
+        patch_bytes = still.patch_bytes
+
+        def items(self) -> Iterator[Item]:
+            for number in range(100):
+                begun.set()
+                go_on.wait(5)
+                decoded.append(number)
+                yield from still.items()
+
+    call = asyncio.create_task(_decode(seeing, [Long()], prompt))
+    assert await asyncio.to_thread(begun.wait, 5)
+    call.cancel()
+    await asyncio.wait({call})
+    go_on.set()
+    await asyncio.to_thread(seeing._decoders.shutdown)
+    assert decoded == [0]
 
 
 async def _decode(seeing: Seeing, media: object, prompt: object) -> bool:

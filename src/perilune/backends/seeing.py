@@ -8,13 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 from collections.abc import AsyncIterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Self
 
-from perilune.chat.media import Planned, plan
+from perilune.chat.media import Item, Planned, plan
 from perilune.chat.media_rules import MediaRules, load_rules
 from perilune.chat.messages import ImagePart, Request, TextPart
 from perilune.chat.oracle import Prompter
@@ -30,6 +32,8 @@ log = logging.getLogger("perilune.engine")
 
 MOST_OPEN_BYTES = 512 * 1024**2
 """Of patches of all open calls, here and once more in the engine."""
+DECODERS = 2
+"""Threads of their own: a long video must not keep prompts and operators' acts from theirs."""
 LEAVE_OUT = "leave out images and video"
 
 
@@ -42,6 +46,7 @@ class Seeing:
         self._mend = mend
         self._open_bytes = 0
         self._changed = asyncio.Condition()
+        self._decoders = ThreadPoolExecutor(DECODERS, "perilune media")
 
     @classmethod
     def of(cls, folder: Path, tokenizer: Tokenizer) -> Self:
@@ -85,9 +90,14 @@ class Seeing:
                 lambda: not self._open_bytes or self._open_bytes + size <= MOST_OPEN_BYTES
             )
             self._open_bytes += size
+        gone = threading.Event()
+        decoding = asyncio.get_running_loop().run_in_executor(
+            self._decoders, _decode, media, prompt.starts, gone
+        )
         try:
-            yield await asyncio.to_thread(_decode, media, prompt.starts)
+            yield await decoding
         finally:
+            gone.set()
             self._open_bytes -= size
             async with self._changed:
                 self._changed.notify_all()
@@ -117,8 +127,14 @@ def _readable() -> tuple[str, ...]:
     return ("text", "image", *(("video",) if find_spec("av") else ()))
 
 
-def _decode(media: Sequence[Planned], starts: Sequence[int]) -> tuple[Seen, ...]:
-    items = [item for one in media for item in one.items()]
+def _decode(media: Sequence[Planned], starts: Sequence[int], gone: threading.Event) -> tuple[Seen, ...]:
+    """Stops early, with nothing, once the call that wanted it is gone."""
+    items: list[Item] = []
+    for one in media:
+        for item in one.items():
+            if gone.is_set():
+                return ()
+            items.append(item)
     return tuple(
         Seen(start=start, key=item.key, grid=item.grid, patches=item.patches)
         for start, item in zip(starts, items, strict=True)
