@@ -17,7 +17,7 @@ import pytest
 from api_server import Api, serving, talk
 from openai import AsyncOpenAI
 
-from perilune.api import file_store
+from perilune.api import file_store, files, http
 from perilune.api.file_kinds import media_type
 from perilune.api.file_store import FileStore
 from perilune.api.multipart import boundary_of, form_of
@@ -29,6 +29,7 @@ PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
 )
 MP4 = b"\x00\x00\x00\x18ftypisom\r\n--x\r\n" + bytes(range(256))
+MIB = 1 << 20
 SEEING = ("text", "image", "video")
 
 
@@ -143,15 +144,32 @@ async def test_limits(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
             await send(ai, "c.txt", b"1", "file-extract")
 
 
-async def test_a_file_that_is_too_large_is_refused_before_it_arrives(tmp_path: Path) -> None:
-    async with client(tmp_path) as (api, _), aiohttp.ClientSession() as http:
-        head = api.auth | {"Content-Type": "multipart/form-data; boundary=x"}
-        head["Content-Length"] = str(101 * 1024 * 1024)
+@pytest.mark.parametrize("size", [MIB + 1, 12 * MIB])
+async def test_a_file_that_is_too_large_is_told_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, size: int
+) -> None:
+    """Just over the limit, and so far over that the body is not kept; its client sends on regardless."""
+    for module in (file_store, files):
+        monkeypatch.setattr(module, "MAX_FILE_BYTES", MIB)
+    async with client(tmp_path) as (_, ai):
+        with pytest.raises(openai.BadRequestError, match="File size is too large, max file size is 1MB"):
+            await send(ai, "a.txt", b"a" * size, "file-extract")
+        assert (await ai.files.list()).data == []
+        await send(ai, "a.txt", b"a" * MIB, "file-extract")
 
-        async def never() -> AsyncIterator[bytes]:
+
+async def test_a_client_that_announces_too_much_and_stops_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(http, "DISCARD_S", 0.1)
+    async with client(tmp_path) as (api, _), aiohttp.ClientSession() as web:
+        head = api.auth | {"Content-Type": "multipart/form-data; boundary=x"}
+        head["Content-Length"] = str(101 * MIB)
+
+        async def little() -> AsyncIterator[bytes]:
             yield b"--x\r\n"
 
-        async with http.post(f"{api.url}/files", headers=head, data=never()) as answer:
+        async with web.post(f"{api.url}/files", headers=head, data=little()) as answer:
             assert answer.status == 400
             error = (await answer.json())["error"]
         assert error["type"] == "invalid_request_error"

@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from perilune.api.auth import principal_of
 from perilune.api.file_kinds import Purpose, media_type, text_of
 from perilune.api.file_store import MAX_FILE_BYTES, MAX_FILES, Card, FileStore, check_size, too_large
-from perilune.api.http import CLOSE, header, read_body, send_json
+from perilune.api.http import CLOSE, discard_body, header, read_body, send_json
 from perilune.api.multipart import boundary_of, form_of
 from perilune.errors import InputError, UnsupportedInput
 
@@ -30,7 +30,12 @@ class UploadFile:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         boundary = boundary_of(header(scope, b"content-type"))
         refusal = HTTPException(400, str(too_large()), headers=CLOSE)
-        body = await read_body(scope, receive, MAX_FILE_BYTES + FORM_SLACK, refusal)
+        try:
+            body = await read_body(scope, receive, MAX_FILE_BYTES + FORM_SLACK, refusal)
+        except HTTPException as problem:
+            if problem is refusal:
+                await discard_body(receive)
+            raise
         project = principal_of(scope).project_id
         card = await asyncio.to_thread(_take, self._files, project, body, boundary)
         await send_json(send, _object(card))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 
 import msgspec
@@ -15,6 +16,8 @@ MAX_BODY_BYTES = 100 * 1024 * 1024
 """The hosted API's limit."""
 BODY_S = 300
 """How long a client may take to send its body."""
+DISCARD_BYTES = 1024**3
+DISCARD_S = 30
 JSON = b"application/json"
 CLOSE = {"connection": "close"}
 """For refusals of a body that was not read: its rest would be taken for the next request."""
@@ -55,6 +58,18 @@ async def read_body(scope: Scope, receive: Receive, limit: int, too_large: HTTPE
         raise HTTPException(
             408, f"the body took longer than {BODY_S} s to arrive (send it faster)", headers=CLOSE
         ) from None
+
+
+async def discard_body(receive: Receive) -> None:
+    """Read on for a while, keeping nothing: a client that only listens once it has sent all then gets to
+    hear why it was refused, where a closed connection would tell it nothing."""
+    left, more = DISCARD_BYTES, True
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DISCARD_S):
+            while more and left > 0:
+                message = await receive()
+                left -= len(message.get("body", b""))
+                more = message["type"] == "http.request" and message.get("more_body", False)
 
 
 async def _read(receive: Receive, limit: int, too_large: HTTPException) -> bytes:
