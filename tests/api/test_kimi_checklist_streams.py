@@ -127,6 +127,19 @@ async def test_044_a_loop_without_its_thinking(k26: Kimi) -> None:
     assert (await k26.ask(messages=history, tools=[WEATHER])).choice["finish_reason"] == "stop"
 
 
+async def test_044_strict_refuses_it(tmp_path: Path) -> None:
+    async with kimi_serving(tmp_path, thinking_history="strict") as k26:
+        history = loop("a:0")
+        for enough in ("Ask.", "", " "):
+            history[1]["reasoning_content"] = enough
+            assert (await k26.ask(messages=history, tools=[WEATHER])).status == 200
+        del history[1]["reasoning_content"]
+        (await k26.ask(messages=history, tools=[WEATHER])).refused(
+            "thinking is enabled but reasoning_content is missing in assistant tool call message at index 1"
+        )
+        assert (await k26.ask(messages=history, tools=[WEATHER], thinking=OFF)).status == 200
+
+
 async def test_045_choice_none(k26: Kimi) -> None:
     answer = await k26.ask(messages=ASKED, tools=[WEATHER], tool_choice="none")
     assert answer.choice["finish_reason"] == "stop" and "tool_calls" not in answer.message

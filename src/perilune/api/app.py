@@ -27,7 +27,9 @@ def doors(
     """All that is served."""
     catalogue = Catalogue(backend, settings.serve_as)
     files = FileStore(settings.home / "files")
-    chat = ChatCompletions(backend, accounts, catalogue, files)
+    chat = ChatCompletions(
+        backend, accounts, catalogue, files, strict_history=settings.thinking_history == "strict"
+    )
     estimate = EstimateTokens(backend, accounts, catalogue, files)
     return (
         Door("POST", "/v1/chat/completions", "chat", chat),

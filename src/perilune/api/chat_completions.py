@@ -20,7 +20,7 @@ from perilune.api.file_references import resolve
 from perilune.api.file_store import FileStore
 from perilune.api.http import ClientGone, read_json_body, send_json
 from perilune.api.models import Catalogue
-from perilune.api.policy import fit
+from perilune.api.policy import check_history, fit
 from perilune.api.presence import ClientPresent
 from perilune.backends.base import Backend
 from perilune.backends.metered import MeteredBackend, MeteredCall
@@ -39,17 +39,28 @@ STREAM_START: Message = {
 
 
 class ChatCompletions:
-    def __init__(self, backend: Backend, accounts: Accounts, catalogue: Catalogue, files: FileStore) -> None:
+    def __init__(
+        self,
+        backend: Backend,
+        accounts: Accounts,
+        catalogue: Catalogue,
+        files: FileStore,
+        *,
+        strict_history: bool = False,
+    ) -> None:
         self._backend = backend
         self._accounts = accounts
         self._catalogue = catalogue
         self._files = files
+        self._strict_history = strict_history
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)
         call = decode_request(await read_json_body(scope, receive))
         name = call.request.model
         entry = await self._catalogue.find(name)
+        if self._strict_history:
+            check_history(call.request)
         resolved = await resolve(call.request, self._files, principal.project_id)
         request = fit(resolved, entry, principal.cache_salt)
         request_id = request_id_of(scope)

@@ -7,7 +7,7 @@ import msgspec
 from perilune.backends.base import ModelEntry
 from perilune.backends.served import effective_sampling
 from perilune.chat.messages import ImagePart, Message, Request, VideoPart
-from perilune.errors import UnsupportedInput
+from perilune.errors import InputError, UnsupportedInput
 
 
 def fit(request: Request, entry: ModelEntry, cache_salt: str) -> Request:
@@ -20,6 +20,19 @@ def fit(request: Request, entry: ModelEntry, cache_salt: str) -> Request:
         sampling = effective_sampling(request, entry)
         request = msgspec.structs.replace(request, temperature=sampling.temperature, top_p=sampling.top_p)
     return msgspec.structs.replace(request, model=entry.id, cache_salt=cache_salt)
+
+
+def check_history(request: Request) -> None:
+    """Raises InputError where thinking is on and a tool call of the history lacks the thinking that led to
+    it. Empty thinking is enough."""
+    for position, message in enumerate(request.messages if request.thinking else ()):
+        if message.tool_calls and message.reasoning is None:
+            raise InputError(
+                "thinking is enabled but reasoning_content is missing in assistant tool call message at "
+                f"index {position}",
+                field=f"messages[{position}].reasoning_content",
+                mend="send back what the answer had, or an empty string",
+            )
 
 
 def _check_media(messages: tuple[Message, ...], entry: ModelEntry) -> None:
