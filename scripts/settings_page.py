@@ -38,7 +38,7 @@ def page() -> str:
     said = documentation()
     rows = []
     for one in fields(Settings):
-        default = "" if one.default in (MISSING, "") else f"`{str(one.default).lower()}`"
+        default = "" if one.default in (MISSING, "", ()) else f"`{str(one.default).lower()}`"
         rows.append(f"| `{one.name}` | {default} | {said[one.name]} |")
     return INTRODUCTION + "\n".join(rows) + "\n"
 

@@ -15,7 +15,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 from types import MappingProxyType
-from typing import Any, Literal, Self, get_args, get_type_hints
+from typing import Any, Literal, Self, TypeAlias, get_args, get_type_hints
 
 from perilune.errors import ConfigError
 from perilune.store import replace_file
@@ -25,6 +25,8 @@ FOREIGN_VARIABLES = frozenset({"PERILUNE_K26_TOKENIZER"})
 """Variables with our prefix that are no settings: they only tell the tests where a tokenizer lies."""
 FILE_NAME = "perilune.toml"
 NO_FLAGS: Mapping[str, object] = MappingProxyType({})
+
+Tables: TypeAlias = tuple[Mapping[str, Any], ...]
 
 TRUE_WORDS = frozenset({"1", "true", "yes", "on"})
 FALSE_WORDS = frozenset({"0", "false", "no", "off"})
@@ -60,6 +62,12 @@ class Settings:
     """Longest silence of the model endpoint, in seconds, before a call is given up."""
     model_retries: int = field(default=3, metadata={"least": 0})
     """How often a call that failed before its first byte is tried again."""
+    backends: Tables = field(default=(), repr=False)
+    """`[[backends]]` tables, in the file only: several endpoints to use in the place of `model_url`;
+    see [backends.md](backends.md)."""
+    access: Tables = ()
+    """`[[access]]` tables, in the file only: which of the `backends` may serve which key, project or
+    organisation."""
     checkpoint: str = ""
     """Folder of the model that the engine serves; empty means the bundled perilune-nano."""
     serve_as: str = ""
@@ -206,6 +214,10 @@ def _convert(name: str, value: object, source: str) -> object:
         raise ConfigError(f"unknown setting in {source}", field=name, mend=mend)
     kind = get_type_hints(Settings)[name]
     converted = _as_kind(kind, value)
+    if converted is None and kind == Tables:  # the value may hold a key: it is not shown
+        raise ConfigError(
+            f"what {source} says is not a list of tables", field=name, mend=f"write [[{name}]] in {FILE_NAME}"
+        )
     if converted is None:
         raise ConfigError(
             f"{value!r} in {source} is not {_expected(kind)}", field=name, mend="correct it there"
@@ -218,6 +230,8 @@ def _as_kind(kind: Any, value: object) -> object | None:
     """The converted value; None when it does not fit."""
     if kind is Path:
         return _expand(value) if isinstance(value, str | Path) else None
+    if kind == Tables:
+        return _as_tables(value)
     if kind is bool:
         return _as_bool(value)
     if kind is int:
@@ -235,6 +249,11 @@ def _as_bool(value: object) -> bool | None:
         return value
     word = value.strip().lower() if isinstance(value, str) else ""
     return True if word in TRUE_WORDS else False if word in FALSE_WORDS else None
+
+
+def _as_tables(value: object) -> object | None:
+    whole = isinstance(value, list) and all(isinstance(table, dict) for table in value)
+    return tuple(value) if isinstance(value, list) and whole else None
 
 
 def _as_int(value: object) -> int | None:

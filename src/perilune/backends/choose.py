@@ -5,6 +5,7 @@ from __future__ import annotations
 from importlib.util import find_spec
 
 from perilune.backends.base import Backend
+from perilune.backends.fleet import open_fleet
 from perilune.backends.router import Router
 from perilune.backends.upstream import UpstreamBackend
 from perilune.errors import ConfigError
@@ -15,11 +16,19 @@ ENGINE_PACKAGES = ("torch", "safetensors", "numpy", "llguidance")
 
 
 async def open_backend(settings: Settings) -> Backend:
-    """The endpoint of `model_url` where there is one, else the engine with `checkpoint` or the bundled
-    model; answering under `serve_as` too. Close it when done.
+    """The endpoints of `backends`, or the one of `model_url`, where there are such; else the engine with
+    `checkpoint` or the bundled model. Answers under `serve_as` too. Close it when done.
 
     Raises ConfigError (no engine installed, a wrong URL), BackendError (an endpoint that must be asked for
     its model), CheckpointError, EngineError."""
+    if settings.backends and settings.model_url:
+        raise ConfigError(
+            "both a model endpoint and `backends` are set", field="model_url", mend="keep one of them"
+        )
+    if settings.access and not settings.backends:
+        raise ConfigError("rules for no backends", field="access", mend="add [[backends]], or remove them")
+    if settings.backends:
+        return Router(await open_fleet(settings), serve_as=settings.serve_as)
     return Router([await _open(settings)], serve_as=settings.serve_as)
 
 

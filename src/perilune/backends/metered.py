@@ -23,7 +23,7 @@ from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import Principal
 from perilune.accounts.ledger import Charge, Outcome, Reservation
 from perilune.backends.base import Backend, ModelEntry
-from perilune.backends.router import find_entry
+from perilune.backends.router import Router, find_entry
 from perilune.chat.messages import (
     Assembler,
     Completion,
@@ -80,7 +80,7 @@ class MeteredBackend:
         on_charge: Callable[[Charge], None] | None = None,
     ) -> None:
         """`on_charge` hears of every settled call. Light to make: one per request is fine."""
-        self._inner = inner
+        self._inner = inner.serving(principal) if isinstance(inner, Router) else inner
         self._accounts = accounts
         self._principal = principal
         self._on_charge = on_charge

@@ -13,7 +13,9 @@ from typing import cast
 
 import msgspec
 
+from perilune.accounts.keys import Principal
 from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.replicas import Replicas
 from perilune.chat.messages import Event, Request
 from perilune.errors import ConfigError, NotFound
 
@@ -36,6 +38,11 @@ class Router:
         """`serve_as`, in all its spellings, is one more alias of the first backend's first model."""
         self._backends = tuple(backends)
         self._serve_as = (serve_as, *SPELLINGS.get(serve_as, ())) if serve_as else ()
+
+    def serving(self, principal: Principal) -> Router:
+        """The same backends for one caller: the rules of those that have some are applied."""
+        members = [one.serving(principal) if isinstance(one, Replicas) else one for one in self._backends]
+        return Router(members, serve_as=self._serve_as)
 
     async def models(self) -> tuple[ModelEntry, ...]:
         return tuple(entry for entry, _ in await self._routes())

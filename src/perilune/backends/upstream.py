@@ -12,17 +12,16 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from dataclasses import dataclass, replace
 from typing import Any, Literal, TypeAlias
 
 import aiohttp
 import msgspec
 
 from perilune.backends.base import ModelEntry
+from perilune.backends.dialects import Quirks
 from perilune.backends.endpoint import (
     PAGE_TYPES,
     auth_headers,
@@ -38,7 +37,7 @@ from perilune.backends.endpoint import (
 )
 from perilune.backends.listing import entry_from, list_models
 from perilune.chat.messages import Completion, Event, Finished, Request
-from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion, encode_request
+from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion
 from perilune.errors import (
     BackendAuth,
     BackendError,
@@ -65,40 +64,6 @@ MOST_REST_BYTES = 65536
 LOOK_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 5.0
 """However often we are asked whether we are ready, the endpoint is not asked more often than this."""
-
-OPTIONAL_FIELDS = (
-    "chat_template_kwargs",
-    "thinking",
-    "stream_options",
-    "prompt_cache_key",
-    "seed",
-    "parallel_tool_calls",
-)
-"""Left out when an endpoint refuses a call with their name: none changes what an answer may be billed."""
-
-
-@dataclass(frozen=True)
-class Quirks:
-    """How an endpoint's dialect differs, as data. Learnt from its refusals, or given."""
-
-    omit: frozenset[str] = frozenset()
-    """Fields it refuses."""
-    token_limit: str = "max_tokens"
-    """Its name for the limit of the answer; newer ones call it `max_completion_tokens`."""
-
-    def body(self, request: Request, model: str) -> dict[str, Any]:
-        body = encode_request(request, model=model, stream=True)
-        if "max_tokens" in body:
-            body[self.token_limit] = body.pop("max_tokens")
-        return {name: value for name, value in body.items() if name not in self.omit}
-
-    def learn(self, refusal: BackendRefused, body: dict[str, Any]) -> Quirks | None:
-        """The quirks under which the refused call may pass; None when the refusal is about something else."""
-        named = set(re.findall(r"\w+", refusal.message))
-        if self.token_limit == "max_tokens" and "max_tokens" in body and "max_completion_tokens" in named:
-            return replace(self, token_limit="max_completion_tokens")
-        refused = {field for field in OPTIONAL_FIELDS if field in body and field in named}
-        return replace(self, omit=self.omit | refused) if refused else None
 
 
 class UpstreamBackend:
@@ -220,20 +185,12 @@ class UpstreamBackend:
                 log.warning("%s refuses a field; going on with %s", self.url, learnt)
                 self._quirks = learnt
             except _Passing as passing:
-                pause = self._pause(passing.error, failures)
+                pause = retry_pause(passing.error, failures, self._retries, self._chance())
                 if pause is None:
                     raise passing.error from passing.__cause__
                 failures += 1
                 log.info("%s: %s; try %d in %.1f s", self.url, passing.error.message, failures + 1, pause)
                 await self._sleep(pause)
-
-    def _pause(self, error: BackendError, failures: int) -> float | None:
-        """Seconds to wait before the next try; None when there is none."""
-        asked = error.retry_after_s if isinstance(error, BackendRateLimited) else None
-        if failures >= self._retries or (asked or 0.0) > LONGEST_RETRY_AFTER_S:
-            return None
-        backoff = min(FIRST_PAUSE_S * 2.0**failures, LONGEST_PAUSE_S)
-        return max(backoff * (0.5 + self._chance() / 2), asked or 0.0)
 
     async def _attempt(self, request: Request, body: dict[str, Any]) -> Answer:
         """One POST, up to the first bytes of the answer. Raises _Passing for what a retry may mend."""
@@ -265,7 +222,7 @@ class UpstreamBackend:
             if isinstance(refused, BackendRefused) and is_too_long(body):
                 raise ContextTooLong(refused.message, mend="shorten the conversation")
             final = response.headers.get("x-should-retry") == "false" or is_out_of_quota(body)
-            raise refused if final or not _is_passing(refused) else _Passing(refused)
+            raise refused if final or not is_passing(refused) else _Passing(refused)
         first_call = sum(len(message.tool_calls) for message in request.messages)
         first = await response.content.readany()
         shape = _shape(response.content_type, first)
@@ -315,6 +272,15 @@ class UpstreamBackend:
         return BackendInterrupted(f"the answer of {self.url} {why}", mend=mend)
 
 
+def retry_pause(error: BackendError, failures: int, retries: int, chance: float) -> float | None:
+    """Seconds to wait after so many earlier failures before the next try; None when there is none."""
+    asked = error.retry_after_s if isinstance(error, BackendRateLimited) else None
+    if failures >= retries or (asked or 0.0) > LONGEST_RETRY_AFTER_S:
+        return None
+    backoff = min(FIRST_PAUSE_S * 2.0**failures, LONGEST_PAUSE_S)
+    return max(backoff * (0.5 + chance / 2), asked or 0.0)
+
+
 def _shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
     """What a body is. Its beginning tells where the content type does not: proxies and small servers often
     send none, or a wrong one."""
@@ -326,7 +292,7 @@ def _shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
     return "stream"
 
 
-def _is_passing(error: BackendError) -> bool:
+def is_passing(error: BackendError) -> bool:
     """Overload, a start or a defect of the endpoint; a refusal of the request or the key is final."""
     return isinstance(error, BackendRateLimited | BackendUnreachable) or type(error) is BackendError
 

@@ -43,7 +43,7 @@ def add(commands: Commands) -> None:
 
 def run(given: argparse.Namespace) -> int:
     # The demonstration shows the bundled model, and never spends money on a connected one.
-    return asyncio.run(_run(given, replace(load_settings(given), model_url="")))
+    return asyncio.run(_run(given, replace(load_settings(given), model_url="", backends=(), access=())))
 
 
 async def _run(given: argparse.Namespace, settings: Settings) -> int:

@@ -134,7 +134,7 @@ def check_sandbox(settings: Settings) -> Check:
 
 def check_engine(settings: Settings) -> Check:
     missing = [name for name in ENGINE if find_spec(name) is None]
-    if missing and settings.model_url:
+    if missing and (settings.model_url or settings.backends):
         return Check("engine", "ok", "not installed, and not needed: a model is connected")
     if missing:
         return Check("engine", "fail", f"not installed: {', '.join(missing)}", INSTALL_ENGINE)
@@ -146,6 +146,9 @@ def check_engine(settings: Settings) -> Check:
 
 
 def check_model(settings: Settings) -> Check:
+    if settings.backends:
+        names = ", ".join(str(table.get("name", "unnamed")) for table in settings.backends)
+        return Check("model", "ok", f"served by the backends {names}")
     if settings.model_url:
         return Check("model", "ok", f"{settings.model_name or 'unnamed'} at {settings.model_url}")
     from perilune.backends.served import bundled_folder

@@ -1,0 +1,237 @@
+"""Several endpoints of one model as one backend.
+
+A conversation goes to the same endpoint each time, so that it finds its prefix cached: the endpoints are
+ordered by a hash of the conversation's beginning and of their own names (rendezvous hashing), so one that
+leaves or comes back moves only its own conversations. An endpoint that fails before anything of an answer has
+arrived hands the call on to the next one; after that nothing is tried again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import copy
+import hashlib
+import logging
+import random
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import cast
+
+import msgspec
+
+from perilune.accounts.keys import Principal
+from perilune.backends.access import Rule, may_serve
+from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.breaker import Breaker
+from perilune.backends.upstream import is_passing, retry_pause
+from perilune.chat.messages import Event, Request
+from perilune.errors import (
+    BackendAuth,
+    BackendError,
+    BackendProtocol,
+    BackendRateLimited,
+    BackendRefused,
+    BackendUnreachable,
+    Forbidden,
+    PeriluneError,
+)
+
+Events = AsyncGenerator[Event, None]
+
+log = logging.getLogger(__name__)
+
+PROBE_EVERY_S = 10.0
+
+
+@dataclass(frozen=True)
+class Replica:
+    """One endpoint and what is known of it."""
+
+    name: str
+    backend: Backend
+    region: str = ""
+    vendor: str = ""
+    data_classes: tuple[str, ...] = ()
+    breaker: Breaker = field(default_factory=Breaker)
+
+
+class Replicas:
+    """One model, served by any of `replicas` that the rules allow."""
+
+    def __init__(
+        self,
+        entry: ModelEntry,
+        replicas: Sequence[Replica],
+        *,
+        rules: tuple[Rule, ...] = (),
+        retries: int = 3,
+        sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
+        chance: Callable[[], float] = random.random,
+    ) -> None:
+        """`retries`: how often a call that failed everywhere is offered to all of them again."""
+        self._entry = entry
+        self._all = tuple(replicas)
+        self._allowed = () if rules else self._all
+        """Where there are rules, none may serve until `serving` has said whom."""
+        self._rules = rules
+        self._retries = retries
+        self._sleep = sleep
+        self._chance = chance
+        self._probing: asyncio.Task[None] | None = None
+
+    def serving(self, principal: Principal) -> Replicas:
+        """The same endpoints, of which only those are used that may serve this caller."""
+        view = copy.copy(self)
+        view._allowed = tuple(one for one in self._all if may_serve(self._rules, principal, one))
+        return view
+
+    def start_probes(self, every_s: float = PROBE_EVERY_S) -> None:
+        """Look at every endpoint now and then, until `close`."""
+        self._probing = asyncio.create_task(self._probe_forever(every_s))
+
+    async def models(self) -> tuple[ModelEntry, ...]:
+        return (self._entry,)
+
+    async def stream(self, request: Request) -> AsyncIterator[Event]:
+        self._check_access()
+        replica, first, events = await self._begin(request)
+        async with aclosing(events):
+            try:
+                yield first
+                async for event in events:
+                    yield event
+            except BackendError:
+                replica.breaker.failed()
+                raise
+
+    async def ready(self) -> None:
+        """Raises the last endpoint's error when none is ready."""
+        found = await asyncio.gather(*(self._look(one) for one in self._all))
+        errors = [error for error in found if error is not None]
+        if len(errors) == len(found):
+            raise errors[-1]
+
+    async def count_tokens(self, request: Request) -> int | None:
+        """Raises Forbidden too, so that nothing is reserved for a call that no endpoint may serve."""
+        self._check_access()
+        return None
+
+    async def close(self) -> None:
+        if self._probing is not None:
+            self._probing.cancel()
+            await asyncio.gather(self._probing, return_exceptions=True)
+        await asyncio.gather(*(one.backend.close() for one in self._all))
+
+    # ---- one call
+
+    def _check_access(self) -> None:
+        if not self._allowed:
+            raise Forbidden(
+                f"no endpoint of the model {self._entry.id} may serve this key",
+                field="model",
+                mend="ask the operator which regions, vendors and data classes its project may use",
+            )
+
+    async def _begin(self, request: Request) -> tuple[Replica, Event, Events]:
+        """The first event of an answer, from whichever endpoint gives one."""
+        order, failures = in_order(request, self._allowed), 0
+        error: BackendError = BackendUnreachable(
+            f"every endpoint of {self._entry.id} failed a moment ago", mend="try again soon"
+        )
+        while True:
+            for replica in order:
+                if not replica.breaker.admit():
+                    continue
+                try:
+                    return await self._attempt(replica, request)
+                except _Elsewhere as elsewhere:
+                    error = elsewhere.error
+                    log.info("%s: %s", replica.name, error.message)
+            pause = retry_pause(error, failures, self._retries, self._chance())
+            if pause is None:
+                raise error
+            failures += 1
+            await self._sleep(pause)
+
+    async def _attempt(self, replica: Replica, request: Request) -> tuple[Replica, Event, Events]:
+        """Raises _Elsewhere for what another endpoint may do better."""
+        events = cast(Events, replica.backend.stream(request))
+        try:
+            first = await anext(events)
+        except StopAsyncIteration:
+            replica.breaker.failed()
+            raise BackendProtocol(f"{replica.name} gave an empty answer") from None
+        except BackendRefused:
+            replica.breaker.succeeded()
+            raise
+        except BackendError as error:
+            self._judge(replica.breaker, error)
+            if is_passing(error) or isinstance(error, BackendAuth):
+                raise _Elsewhere(error) from error
+            raise
+        except PeriluneError:  # about the request: the endpoint is well
+            replica.breaker.succeeded()
+            raise
+        except BaseException:
+            replica.breaker.released()
+            raise
+        replica.breaker.succeeded()
+        return replica, first, events
+
+    def _judge(self, breaker: Breaker, error: BackendError) -> None:
+        if isinstance(error, BackendRateLimited):
+            breaker.released()
+            if error.retry_after_s:
+                breaker.rest(error.retry_after_s)
+        else:
+            breaker.failed(at_once=isinstance(error, BackendAuth))
+
+    # ---- probes
+
+    async def _probe_forever(self, every_s: float) -> None:
+        while True:
+            await asyncio.sleep(every_s)
+            await asyncio.gather(*(self._probe(one) for one in self._all))
+
+    async def _probe(self, replica: Replica) -> None:
+        error = await self._look(replica)
+        if error is None:
+            replica.breaker.wake()
+        elif replica.breaker.state == "closed":
+            replica.breaker.failed(at_once=isinstance(error, BackendAuth))
+
+    async def _look(self, replica: Replica) -> BackendError | None:
+        try:
+            await replica.backend.ready()
+        except BackendError as error:
+            return error
+        return None
+
+
+def in_order(request: Request, replicas: Sequence[Replica]) -> list[Replica]:
+    """The endpoints, the conversation's own first. Never depends on which are up."""
+    start = conversation(request)
+    return sorted(replicas, key=lambda one: hashlib.blake2b(start + one.name.encode()).digest())
+
+
+def conversation(request: Request) -> bytes:
+    """A digest of what stays the same while a conversation grows: its cache key where it has one, else the
+    tools and the messages up to the first of the user."""
+    if request.prompt_cache_key:
+        return _digest([request.cache_salt, request.prompt_cache_key])
+    roles = [message.role for message in request.messages]
+    end = roles.index("user") + 1 if "user" in roles else 1
+    return _digest([request.cache_salt, request.tools, request.messages[:end]])
+
+
+def _digest(value: object) -> bytes:
+    return hashlib.blake2b(msgspec.json.encode(value), digest_size=16).digest()
+
+
+class _Elsewhere(Exception):
+    """Nothing of an answer has arrived, and another endpoint may do better."""
+
+    def __init__(self, error: BackendError) -> None:
+        super().__init__(error.message)
+        self.error = error
