@@ -1,15 +1,18 @@
 """One Perilune as the endpoint of another: answers pass unchanged, and both books agree."""
 
 import asyncio
+import json
 from contextlib import aclosing
 from pathlib import Path
 
+import aiohttp
 import pytest
 from api_server import Endless, serving, talker
 
 from perilune.accounts.accounts import Accounts
 from perilune.agent.solo import run_agent
 from perilune.agent.workspace import DirectoryWorkspace
+from perilune.api.serve import Server
 from perilune.backends.base import complete
 from perilune.backends.choose import open_backend
 from perilune.backends.connect import probe
@@ -93,3 +96,32 @@ async def test_connecting_to_it(tmp_path: Path) -> None:
         assert found.answer == "You said: Say ok."
         with pytest.raises(BackendAuth):
             await probe(api.url, "plk_wrong")
+
+
+async def test_a_key_that_no_backend_may_serve_hears_so(tmp_path: Path) -> None:
+    """Over HTTP, streamed or not: 403 and no other endpoint's answer."""
+    async with serving(tmp_path / "far", talker()) as far:
+        near = Settings(
+            home=tmp_path / "near",
+            backends=({"name": "far", "url": far.url, "key": far.key, "region": "us"},),
+            access=({"regions": ["eu"]},),
+            port=0,
+        )
+        backend = await open_backend(near)
+        near.home.mkdir()
+        with Accounts.open(near.home, near) as accounts:
+            server = Server(near, backend, accounts)
+            await server.start()
+            key = json.loads((near.home / "keys.json").read_text())["project_key"]
+            async with aiohttp.ClientSession(headers={"Authorization": f"Bearer {key}"}) as session:
+                for stream in (False, True):
+                    body = {
+                        "model": "scripted",
+                        "stream": stream,
+                        "messages": [{"role": "user", "content": "hi"}],
+                    }
+                    async with session.post(f"{server.base_url}/chat/completions", json=body) as response:
+                        assert response.status == 403
+                        assert (await response.json())["error"]["type"] == "permission_denied_error"
+            await server.stop(grace_s=1)
+        assert far.rows() == []

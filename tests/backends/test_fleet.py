@@ -32,8 +32,8 @@ from perilune.errors import (
 from perilune.settings import FILE_NAME, Settings
 
 
-def ask(text: str = "hi", **more: Any) -> Request:
-    return Request(model="m", messages=(Message(role="user", content=text),), **more)
+def ask(text: str = "hi", name: str = "m", **more: Any) -> Request:
+    return Request(model=name, messages=(Message(role="user", content=text),), **more)
 
 
 def first_for(name: str, *others: str) -> Request:
@@ -249,12 +249,12 @@ PLACES = {
 async def test_only_the_allowed_endpoint_is_used_whatever_happens(
     tmp_path: Path, rule: dict[str, Any], handler: Handler
 ) -> None:
-    async with fleet(tmp_path, {"a": GOOD, "b": handler}, PLACES, (rule,)) as it:
+    async with fleet(tmp_path, {"a": GOOD, "b": handler}, PLACES, (rule,), serve_as="kimi-k2.6") as it:
         with Accounts.open(tmp_path, it.settings) as accounts:
             metered = MeteredBackend(it.router, accounts, accounts.local_principal())
             for number in range(4):
                 if handler is GOOD:
-                    await metered.complete(ask(f"conversation {number}"))
+                    await metered.complete(ask(f"conversation {number}", name="kimi-k2.6"))
                 else:
                     with pytest.raises(BackendError):
                         await metered.complete(ask(f"conversation {number}"))

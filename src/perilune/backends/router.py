@@ -7,6 +7,7 @@ request on under the entry's own id.
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
 from typing import cast
@@ -41,8 +42,11 @@ class Router:
 
     def serving(self, principal: Principal) -> Router:
         """The same backends for one caller: the rules of those that have some are applied."""
-        members = [one.serving(principal) if isinstance(one, Replicas) else one for one in self._backends]
-        return Router(members, serve_as=self._serve_as)
+        view = copy.copy(self)
+        view._backends = tuple(
+            one.serving(principal) if isinstance(one, Replicas) else one for one in self._backends
+        )
+        return view
 
     async def models(self) -> tuple[ModelEntry, ...]:
         return tuple(entry for entry, _ in await self._routes())
