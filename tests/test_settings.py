@@ -64,6 +64,12 @@ def test_a_bad_file_gets_one_clear_line(tmp_path: Path, text: str, words: list[s
     assert "\n" not in str(caught.value).strip()
 
 
+def test_a_home_that_is_a_file_is_not_told_to_be_mended(tmp_path: Path) -> None:
+    (tmp_path / "home").write_text("mine")
+    with pytest.raises(ConfigError, match=r"^home: .*home is not a folder \(choose another with --home\)"):
+        Settings.load(tmp_path / "home", {}, {})
+
+
 def test_a_bad_variable_or_flag_is_named(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="environment variable PERILUNE_PORTT"):
         Settings.load(tmp_path, {}, {"PERILUNE_PORTT": "1"})

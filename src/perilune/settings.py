@@ -189,6 +189,10 @@ def _read_text(path: Path) -> str:
         return path.read_text(encoding="utf-8")
     except FileNotFoundError:
         return ""
+    except NotADirectoryError as error:
+        raise ConfigError(
+            f"{path.parent} is not a folder", field="home", mend="choose another with --home"
+        ) from error
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"cannot read {path}: {error}", mend="mend or remove the file") from error
 

@@ -2,8 +2,6 @@
 
 import asyncio
 import json
-import socket
-import subprocess
 from contextlib import aclosing
 from pathlib import Path
 
@@ -21,9 +19,8 @@ from perilune.backends.connect import probe
 from perilune.backends.metered import MeteredBackend
 from perilune.backends.scripted import ScriptedBackend
 from perilune.chat.messages import Message, Request, Tool
-from perilune.errors import BackendAuth, BackendUnreachable
+from perilune.errors import BackendAuth
 from perilune.settings import Settings
-from perilune.swarm.session import SessionSpec, plan_session
 
 TOOL = Tool(name="weather", parameters={"type": "object", "properties": {"place": {"type": "string"}}})
 
@@ -128,20 +125,3 @@ async def test_a_key_that_no_backend_may_serve_hears_so(tmp_path: Path) -> None:
                         assert (await response.json())["error"]["type"] == "permission_denied_error"
             await server.stop(grace_s=1)
         assert far.rows() == []
-
-
-async def test_no_session_is_planned_for_an_endpoint_that_is_down(tmp_path: Path) -> None:
-    subprocess.run(["git", "init", "-q", tmp_path / "repo"], check=True)
-    (tmp_path / "repo" / "a.py").write_text("x = 1\n")
-    git = ["git", "-C", str(tmp_path / "repo"), "-c", "user.name=t", "-c", "user.email=t@example.com"]
-    subprocess.run([*git, "add", "."], check=True)
-    subprocess.run([*git, "commit", "-q", "-m", "first"], check=True)
-    with socket.socket() as taken:
-        taken.bind(("127.0.0.1", 0))
-        url = f"http://127.0.0.1:{taken.getsockname()[1]}/v1"
-        settings = Settings(home=tmp_path, model_url=url, model_name="m", unsandboxed=True)
-        backend = await open_backend(settings)
-        spec = SessionSpec(goal="Tidy up.", repo=tmp_path / "repo")
-        with pytest.raises(BackendUnreachable, match="nothing answers"):
-            await plan_session(spec, backend=backend, settings=settings)
-        await backend.close()

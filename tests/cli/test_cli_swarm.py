@@ -93,7 +93,7 @@ def test_a_swarm_runs_and_leaves_the_working_tree_alone(
     said = capsys.readouterr().out
     session = listed(capsys)[0].split()[0]
     branch = f"perilune/{session}"
-    assert f"git merge {branch}" in said and "Complete" in said
+    assert f"git -C {repo} merge {branch}" in said and "Complete" in said
     assert git(repo, "status", "--porcelain") == "" and git(repo, "branch", "--show-current") == "main\n"
     assert git(repo, "show", f"{branch}:calc/using.py").count("plus") == 2
     assert (home / "reports" / f"{session}.md").read_text().startswith(f"# {GOAL}")
@@ -151,6 +151,13 @@ def test_a_dirty_repository_is_refused(repo: Path, capsys: pytest.CaptureFixture
 def test_an_unknown_session_is_named(action: str, capsys: pytest.CaptureFixture[str]) -> None:
     assert cli.main(["swarm", action, "20260101-000000-abcd"]) == 2
     assert "no session 20260101-000000-abcd" in capsys.readouterr().err
+
+
+def test_a_damaged_journal_is_listed_as_that(home: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    (home / "swarm").mkdir(parents=True)
+    (home / "swarm" / "20260101-000000-abcd.db").write_bytes(b"no database" * 1000)
+    (line,) = listed(capsys)
+    assert line.split()[1:3] == ["damaged", "-"] and "restore it from a backup" in line
 
 
 def test_two_commands_on_one_home(repo: Path, home: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -101,6 +101,14 @@ def test_a_bad_grammar_fails_its_own_call_only(engine: Engine) -> None:
     assert [chunk.id for chunk in chunks] == [1, 1, 1]
 
 
+def test_a_schema_that_cannot_be_is_named_without_our_grammar_around_it(engine: Engine) -> None:
+    grammar = 'start: %json {"type": "nonsense"}'
+    (refused,) = engine.submit(Generate(id=1, prompt=(1, 2), max_tokens=3, grammar=grammar))
+    assert isinstance(refused, Failed)
+    assert "nonsense" in refused.message
+    assert not any(ours in refused.message for ours in ("start", "%json", "|", "at 1("))
+
+
 def test_a_grammar_whose_only_way_is_banned_fails(engine: Engine) -> None:
     engine.submit(Generate(id=1, prompt=(1, 2), max_tokens=3, grammar='start: "a"', banned_ids=(ord("a"),)))
     (failed,) = engine.step()

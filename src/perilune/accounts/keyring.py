@@ -147,7 +147,9 @@ class Keyring:
         def work(connection: sqlite3.Connection) -> None:
             place = project_id if project_id is not None else first_project(connection)
             if connection.execute("SELECT 1 FROM project WHERE id = ?", (place,)).fetchone() is None:
-                raise NotFound(f"no project {place}", field="project")
+                raise NotFound(
+                    f"no project {place}", field="project", mend="`perilune account show` lists them"
+                )
             key_id = self._insert(connection, secret, place, name, chosen, budget, expires_ms)
             detail: audit.Detail = {
                 "key": key_id,
@@ -208,7 +210,7 @@ class Keyring:
     ) -> None:
         def work(connection: sqlite3.Connection) -> None:
             if connection.execute(statement, (*values, key_id)).rowcount != 1:
-                raise NotFound(f"no key {key_id}", field="key")
+                raise NotFound(f"no key {key_id}", field="key", mend="`perilune keys list` lists them")
             audit.record(connection, actor, act, detail, self._now())
 
         self._store.write_now(work)

@@ -151,7 +151,9 @@ class Organisations:
                 (budget, project_id),
             )
             if changed.rowcount != 1:
-                raise NotFound(f"no project {project_id}", field="project")
+                raise NotFound(
+                    f"no project {project_id}", field="project", mend="`perilune account show` lists them"
+                )
             audit.record(
                 connection, actor, "account.budget", {"project": project_id, "budget": budget}, self._now()
             )
@@ -214,7 +216,9 @@ def _expect_organisation(connection: sqlite3.Connection, number: int) -> None:
 
 
 def _no_organisation(number: int) -> NotFound:
-    return NotFound(f"no organisation {number}", field="organisation")
+    return NotFound(
+        f"no organisation {number}", field="organisation", mend="`perilune account show` lists them"
+    )
 
 
 def check_name(name: str) -> None:

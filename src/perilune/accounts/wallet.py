@@ -129,7 +129,11 @@ def _move(connection: sqlite3.Connection, organisation_id: int, kind: Kind, cash
         "SELECT cash, voucher FROM wallet WHERE organisation_id = ?", (organisation_id,)
     ).fetchone()
     if row is None:
-        raise NotFound(f"no organisation {organisation_id}", field="organisation")
+        raise NotFound(
+            f"no organisation {organisation_id}",
+            field="organisation",
+            mend="`perilune account show` lists them",
+        )
     if row[1] + voucher < 0 or abs(row[0] + cash) > MOST_NANO or row[1] + voucher > MOST_NANO:
         raise InputError(
             "the balance would leave its bounds", field="amount", mend="correct by less than is there"

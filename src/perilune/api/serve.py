@@ -217,7 +217,12 @@ async def _announce(server: Server, backend: Backend, settings: Settings, admin:
     names = ", ".join(entry.id for entry in await backend.models())
     alias = f", also as {settings.serve_as}" if settings.serve_as else ""
     print(f"Perilune serves {names}{alias} at {server.base_url}")
-    print(f"Keys: {settings.home / KEYS_FILE}")
+    keys = settings.home / KEYS_FILE
+    print(
+        f"Keys: {keys}"
+        if keys.exists()
+        else f"Keys: {keys} is gone (perilune keys create NAME makes new ones)"
+    )
     if admin:
         print(f"Admin door: {admin}")
     if settings.host not in ("127.0.0.1", "::1", "localhost"):

@@ -70,5 +70,5 @@ async def complete(backend: Backend, request: Request) -> Completion:
     async for event in backend.stream(request):
         assembler.add(event)
     if not assembler.complete:
-        raise BackendInterrupted("the model's stream ended before it was complete")
+        raise BackendInterrupted("the model's stream ended before it was complete", mend="try again")
     return assembler.completion()

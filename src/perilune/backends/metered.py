@@ -202,7 +202,7 @@ class MeteredCall:
                         event = await self._settle_finished(reservation, quote, event)
                     yield event
             if self.charge is None:
-                raise BackendInterrupted("the model's stream ended before it was complete")
+                raise BackendInterrupted("the model's stream ended before it was complete", mend="try again")
         except (GeneratorExit, asyncio.CancelledError):
             raise
         except BaseException:

@@ -34,6 +34,7 @@ FILE_REFERENCE = "ms://"
 """Before the id of a file that was uploaded."""
 """Objects and lists within each other, in schemas and arguments. The hosted API takes schemas 30 deep."""
 TOOL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
+ROLES = "system, developer, user, assistant or tool"
 THINKING_OFF = 'send "thinking": {"type": "disabled"} with it'
 
 
@@ -101,7 +102,8 @@ def _invalid(error: msgspec.ValidationError) -> InputError:
     if missing:
         field = f"{field}.{missing[1]}" if field else missing[1]
         return InputError("is required", field=field, mend="add it")
-    return InputError(f"invalid value: {text[:1].lower()}{text[1:]}", field=field or None)
+    mend = f"use {ROLES}" if field.endswith(".role") else "docs/api.md has the fields"
+    return InputError(f"invalid value: {text[:1].lower()}{text[1:]}", field=field or None, mend=mend)
 
 
 def _refuse_unsupported(call: CallBody) -> None:

@@ -37,6 +37,7 @@ from perilune.errors import (
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 """A longer server-sent event is not an answer but an attack or a defect."""
 DETAIL_CHARS = 300
+NOT_OPENAI = "check that the URL is that of an OpenAI-compatible endpoint"
 LINE_END = re.compile(rb"\r\n|\n|\r")
 FINISH_REASONS: dict[str, FinishReason] = {
     "length": "length",
@@ -164,7 +165,7 @@ class _Answer:
 
     def finished(self) -> Finished:
         if self.reason is None:
-            raise BackendInterrupted("the model's stream ended before it was complete")
+            raise BackendInterrupted("the model's stream ended before it was complete", mend="try again")
         return Finished(self.reason, self.usage or Usage())
 
     def _delta(self, delta: Any) -> list[Event]:
@@ -247,7 +248,7 @@ def decode_completion(body: bytes, first_call: int = 0) -> Completion:
     for event in answer.add(_parse(body)):
         assembler.add(event)
     if answer.reason is None:
-        raise BackendProtocol("the endpoint's answer has no choice with a finish_reason")
+        raise BackendProtocol("the endpoint's answer has no choice with a finish_reason", mend=NOT_OPENAI)
     assembler.add(answer.finished())
     return assembler.completion()
 
@@ -269,7 +270,9 @@ def decode_error(status: int, body: bytes, retry_after_s: float | None = None) -
         return BackendUnreachable(
             f"the model endpoint is not available ({status}): {detail}", mend="try later"
         )
-    return BackendError(f"the model endpoint failed ({status}): {detail}")
+    return BackendError(
+        f"the model endpoint failed ({status}): {detail}", mend="try again, or look into the endpoint's log"
+    )
 
 
 # ---- values
@@ -279,7 +282,9 @@ def _parse(data: bytes) -> dict[str, Any]:
     try:
         value = msgspec.json.decode(data)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise BackendProtocol(f"the endpoint sent something that is not JSON: {_clip(data)}") from error
+        raise BackendProtocol(
+            f"the endpoint sent something that is not JSON: {_clip(data)}", mend=NOT_OPENAI
+        ) from error
     return _expect(value, dict, "the answer")  # type: ignore[no-any-return]
 
 

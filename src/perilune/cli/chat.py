@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from perilune.cli.flags import Commands, add_settings, load_settings, whole
 from perilune.cli.house import open_house
-from perilune.errors import InputError
+from perilune.errors import InputError, PeriluneError
 
 if TYPE_CHECKING:
     from perilune.backends.base import Backend
@@ -68,18 +68,25 @@ async def _ask(backend: Backend, given: argparse.Namespace) -> int:
         thinking=not given.no_thinking,
         max_tokens=given.max_tokens,
     )
-    reason = "stop"
-    async for event in backend.stream(request):
-        match event:
-            case ThinkingDelta():
-                print(event.text, end="", file=sys.stderr, flush=True)
-            case TextDelta():
-                print(event.text, end="", flush=True)
-            case ToolCallDelta():
-                print(event.arguments, end="", flush=True)
-            case Finished():
-                reason = event.reason
-                usage = event.usage
-                print(f"\n[{usage.prompt_tokens} + {usage.completion_tokens} tokens]", file=sys.stderr)
+    reason, begun = "stop", False
+    try:
+        async for event in backend.stream(request):
+            match event:
+                case ThinkingDelta():
+                    print(event.text, end="", file=sys.stderr, flush=True)
+                case TextDelta():
+                    begun = True
+                    print(event.text, end="", flush=True)
+                case ToolCallDelta():
+                    print(event.arguments, end="", flush=True)
+                case Finished():
+                    reason = event.reason
+                    usage = event.usage
+                    print(f"\n[{usage.prompt_tokens} + {usage.completion_tokens} tokens]", file=sys.stderr)
+    except PeriluneError:
+        # What failed stands on a line of its own.
+        if begun:
+            print(flush=True)
+        raise
     print()
     return 0 if reason != "length" else 1

@@ -151,7 +151,10 @@ def run_verify(given: argparse.Namespace) -> int:
         if len(done.faults) > SHOWN_FAULTS:
             print(f"  and {len(done.faults) - SHOWN_FAULTS:,} more (--json lists all)")
     if done.faults:
-        print(f"perilune: {given.folder}: {len(done.faults):,} faults", file=sys.stderr)
+        print(
+            f"perilune: {given.folder}: {len(done.faults):,} fault{'s' if len(done.faults) != 1 else ''}",
+            file=sys.stderr,
+        )
         return CheckpointError.exit_code
     return 0
 

@@ -39,10 +39,11 @@ def run(given: argparse.Namespace) -> int:
         save_connection(settings.home, "", "", "")
         print("Back to the bundled model.")
         return 0
-    from perilune.backends.connect import probe
+    from perilune.backends.connect import PROBE_TIMEOUT_S, probe
 
     key = sys.stdin.readline().strip() if given.key == "-" else given.key or _known_key(settings, given.url)
-    found = asyncio.run(probe(given.url, key, given.name))
+    patience = min(PROBE_TIMEOUT_S, settings.model_timeout_s)
+    found = asyncio.run(probe(given.url, key, given.name, timeout_s=patience))
     save_connection(settings.home, found.url, key, found.name, found.context_length)
     context = f", {found.context_length:,} tokens of context" if found.context_length else ""
     print(f"Connected  {found.name} at {found.url}: answered in {found.seconds:.1f} s{context}")

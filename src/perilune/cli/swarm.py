@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import asyncio
+import shlex
 import sys
 import time
 from contextlib import closing
@@ -138,8 +139,11 @@ def _raised(given: argparse.Namespace) -> Budget | None:
 def _end(outcome: Outcome, settings: Settings) -> int:
     tell(outcome, settings.home)
     if outcome.status == "complete":
-        print(f"Look at it git diff {outcome.state.session.base[:12]} {outcome.branch}")
-        print(f"Take it    git merge {outcome.branch}")
+        session = outcome.state.session
+        # Typed in any folder, the lines must do the same.
+        git = f"git -C {shlex.quote(session.repo)}"
+        print(f"Look at it {git} diff {session.base[:12]} {outcome.branch}")
+        print(f"Take it    {git} merge {outcome.branch}")
     elif outcome.error is not None:
         print(f"perilune: {outcome.error}", file=sys.stderr)
     return outcome.exit_code
@@ -155,6 +159,8 @@ def list_sessions(given: argparse.Namespace) -> int:
     for one in found:
         died = one.status == "running" and not owned
         began = time.strftime("%Y-%m-%d %H:%M", time.localtime(one.started_at / 1000))
+        if not one.started_at:
+            began = f"{'-':<16}"
         print(f"{one.id}  {'died' if died else one.status:<10}  {began}  {one.goal or one.message}")
     if not found:
         print('None yet: perilune swarm run "GOAL" --repo DIR')

@@ -6,6 +6,7 @@ vocabulary, and its Lark dialect names special tokens by id.
 
 from __future__ import annotations
 
+import re
 from collections import OrderedDict
 from collections.abc import Sequence
 
@@ -20,6 +21,9 @@ from perilune.errors import InputError
 KEPT_GRAMMARS = 256
 """Compiled grammars kept for the next call with the same text."""
 MESSAGE_CHARS = 300
+QUOTED_LINE = re.compile(r"\s*(\d+ \||\^)")
+"""A line of the grammar, as llguidance shows it below what it says."""
+PLACE = re.compile(r"^at \d+\(\d+\): ")
 MASKS_ONLY = '\n%llguidance {"no_forcing": true}\n'
 """Otherwise forced text is tokenised by llguidance, which has no tokenizer here, and masks become wrong. So
 every token that fits is allowed, and how forced text is cut into tokens stays the model's choice."""
@@ -105,4 +109,6 @@ class _Tokens:
 
 
 def _short(message: str) -> str:
-    return " ".join(message.split())[:MESSAGE_CHARS]
+    """The complaint without its place in our grammar, whose lines mean nothing to whoever sent a schema."""
+    lines = [line for line in message.splitlines() if not QUOTED_LINE.match(line)]
+    return " ".join(PLACE.sub("", " ".join(lines)).split())[:MESSAGE_CHARS]

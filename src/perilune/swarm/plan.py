@@ -68,7 +68,6 @@ async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Setting
     }
     if spec.check or profiles["subagent"].tool("bash") is not None:
         _refuse_without_sandbox(settings)
-    await backend.ready()  # a session must not begin with calls that cannot succeed
     started = events.SessionStarted(
         id=name,
         goal=goal,

@@ -90,7 +90,7 @@ class SessionInfo:
     goal: str
     repo: str
     branch: str
-    status: Literal["complete", "incomplete", "stopped", "running"]
+    status: Literal["complete", "incomplete", "stopped", "running", "damaged"]
     """`running` also for one whose process died; HOME's lock says which."""
     message: str
     started_at: int
@@ -315,7 +315,7 @@ def _info(path: Path) -> SessionInfo:
     try:
         reader = JournalReader(path)
     except StoreError as error:
-        return SessionInfo(path.stem, "", "", "", "stopped", str(error), 0)
+        return SessionInfo(path.stem, "", "", "", "damaged", str(error), 0)
     try:
         first = next(iter(reader.read()), None)
         if first is None or not isinstance(first.event, events.SessionStarted):
@@ -330,6 +330,6 @@ def _info(path: Path) -> SessionInfo:
             case _:
                 return info
     except StoreError as error:
-        return SessionInfo(path.stem, "", "", "", "stopped", str(error), 0)
+        return SessionInfo(path.stem, "", "", "", "damaged", str(error), 0)
     finally:
         reader.close()
