@@ -110,6 +110,7 @@ async def test_the_scope_counts_whole_words(tmp_path: Path) -> None:
         ({"pkg/x.py": b"Old\n", "pkg/y.py": b"# \xff\n"}, r"pkg/y\.py is not UTF-8"),
         ({"pkg/x.py": b"Old\n", "pkg/y.py": b"x = 1\ny = (\n"}, r"pkg/y\.py does not parse: line 2"),
         ({"pkg/x.py": b"Old\n\0"}, r"pkg/x\.py does not parse"),
+        ({"pkg/x.py": b"Old\n", "pkg/my x.py": b"y = 1\n"}, r"'pkg/my x\.py' has a space in its path"),
     ],
 )
 async def test_what_cannot_end_well_is_refused_first(
@@ -117,6 +118,12 @@ async def test_what_cannot_end_well_is_refused_first(
 ) -> None:
     with pytest.raises(GoalRefused, match=message):
         await check_rename_goal(GOAL, await repository(tmp_path, files))
+
+
+async def test_the_whole_repository_is_refused(tmp_path: Path) -> None:
+    repo = await repository(tmp_path, {"x.py": b"Old\n"})
+    with pytest.raises(GoalRefused, match="name one of its folders"):
+        await check_rename_goal(RenameGoal("Old", "New", ""), repo)
 
 
 async def test_the_committed_files_count_not_the_folder(tmp_path: Path) -> None:

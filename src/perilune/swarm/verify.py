@@ -76,14 +76,24 @@ def parse_rename_goal(goal: str) -> RenameGoal:
 
 async def check_rename_goal(goal: RenameGoal, repository: Repository) -> RenameScope:
     """The files the goal concerns, from the base commit. Raises GoalRefused: no such directory, no .py file,
-    OLD nowhere, NEW in use already, a file that is not UTF-8 or does not parse."""
-    base, shown = repository.base_commit, goal.directory or "the repository"
+    OLD nowhere, NEW in use already, a file that is not UTF-8 or does not parse, the whole tree, a path with
+    a space: agents copy the directory and paths word by word, so these two they could never name."""
+    if not goal.directory:
+        raise GoalRefused(
+            "the whole repository cannot be named", field="goal", mend="name one of its folders"
+        )
+    base, shown = repository.base_commit, goal.directory
     tracked = await repository.tracked_files(base, goal.directory)
     if not tracked:
         raise GoalRefused(f"no directory {shown}", field="goal", mend="name a folder with committed files")
     files = tuple(path for path in tracked if path.endswith(".py"))
     if not files:
         raise GoalRefused(f"{shown} holds no .py file", field="goal", mend="name a folder of Python files")
+    spaced = next((path for path in files if len(path.split()) != 1), None)
+    if spaced is not None:
+        raise GoalRefused(
+            f"{spaced!r} has a space in its path", field="goal", mend="rename it, or name a folder without it"
+        )
     contents = await repository.read_files(base, files)
     found = {}
     for path in files:
