@@ -317,7 +317,7 @@ async def test_a_damaged_journal_is_named_and_nothing_runs(tmp_path: Path) -> No
     bench.journal(plan).write_bytes(b"not a database" * 1000)
     with pytest.raises(JournalCorrupt):
         await bench.run(plan.id)
-    assert sessions(bench.home)[0].status == "stopped"
+    assert sessions(bench.home)[0].status == "damaged"
 
 
 async def test_a_full_disk_ends_the_run_with_its_name_and_loses_nothing(
