@@ -157,7 +157,7 @@ async def test_csv(accounts: Accounts) -> None:
     rows = accounts.usage_rows(limit=2)
     text = calls_csv(rows).splitlines()
     assert len(text) == 3 and text[1].startswith(
-        f"{rows[0].request_id},m0,kimi-k2.6@2026-04-20,finished,False,"
+        f"{rows[0].request_id},{rows[0].model},kimi-k2.6@2026-04-20,finished,False,"
     )
 
 
