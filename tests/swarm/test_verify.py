@@ -52,6 +52,13 @@ def test_the_clause_is_what_agents_are_told() -> None:
 
 
 @pytest.mark.parametrize(
+    "typed", ["Rename Old to New in ./pkg/.", " Rename  Old to New in pkg", GOAL.sentence]
+)
+def test_the_orchestrator_hears_one_spelling(typed: str) -> None:
+    assert parse_rename_goal(typed).sentence == "Rename Old to New in pkg."
+
+
+@pytest.mark.parametrize(
     ("goal", "message"),
     [
         ("Add type hints everywhere.", "understands one goal.*perilune connect URL"),

@@ -60,6 +60,7 @@ async def plan_session(spec: SessionSpec, *, backend: Backend, settings: Setting
     parsed = parse_rename_goal(goal) if entry.goals == "rename" else None
     repository = await Repository.open(spec.repo)
     scope = None if parsed is None else await check_rename_goal(parsed, repository)
+    goal = goal if parsed is None else parsed.sentence
     name = new_session_id()
     roles = {"orchestrator": entry.orchestrator_profile, "subagent": entry.subagent_profile}
     profiles = {

@@ -37,6 +37,11 @@ class RenameGoal:
         """What a sub-agent is told."""
         return f"Rename {self.old} to {self.new}."
 
+    @property
+    def sentence(self) -> str:
+        """What the orchestrator is told: the one spelling its model was taught, whatever the user typed."""
+        return f"Rename {self.old} to {self.new} in {self.directory}."
+
 
 @dataclass(frozen=True)
 class RenameScope:
