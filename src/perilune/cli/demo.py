@@ -6,7 +6,7 @@ import argparse
 import asyncio
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,7 +15,7 @@ from perilune.cli.demo_project import GOAL, prepare, run_tests
 from perilune.cli.flags import Commands, add_settings, add_unsandboxed, load_settings
 from perilune.cli.foreground import estimate_of, explain, run_here, tell
 from perilune.cli.house import House, open_house, stop_signals
-from perilune.errors import SandboxError
+from perilune.errors import GoalRefused, SandboxError
 
 if TYPE_CHECKING:
     from perilune.settings import Settings
@@ -102,9 +102,13 @@ async def _swarm(given: argparse.Namespace, house: House, stop: asyncio.Event) -
 
 def _last_session(home: Path, copy: Path, goal: str) -> SessionInfo | None:
     from perilune.swarm.session import sessions
+    from perilune.swarm.verify import parse_rename_goal
 
     mine = [one for one in sessions(home) if one.repo and Path(one.repo).resolve() == copy.resolve()]
-    return next((one for one in reversed(mine) if one.goal == goal.strip()), None)
+    spellings = {goal.strip()}
+    with suppress(GoalRefused):
+        spellings.add(parse_rename_goal(goal).sentence)
+    return next((one for one in reversed(mine) if one.goal in spellings), None)
 
 
 async def _show_result(outcome: Outcome, house: House) -> None:
