@@ -50,7 +50,7 @@ $(VENV)/.oracle: $(VENV)/.dev
 
 $(PROJECT): $(VENV)/.engine examples/make_project.py
 	@rm -rf $@ $@.draft
-	@$(BIN)/python examples/make_project.py $@.draft --files $(FILES) && mv $@.draft $@
+	@$(BIN)/python examples/make_project.py $@.draft --files $(FILES) > /dev/null && mv $@.draft $@
 
 run: setup $(PROJECT)
 	@$(BIN)/perilune doctor
