@@ -9,9 +9,7 @@ is the frame of its calls.
 from __future__ import annotations
 
 import argparse
-import base64
 import heapq
-import json
 import re
 from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
@@ -21,7 +19,7 @@ from pathlib import Path
 import msgspec
 
 from perilune.agent.profiles import bundled_profile
-from perilune.model.tiny import PLAIN_MARKERS, SPECIAL_TOKENS
+from perilune.model.tiny import SPECIAL_TOKENS, write_tokenizer
 
 VOCABULARY = 1024
 JSON_PAIRS = (b'{"', b'":', b' "', b'",', b'"}')
@@ -109,33 +107,6 @@ def protocol_texts() -> list[str]:
     return words
 
 
-def write(tokens: Sequence[bytes], folder: Path) -> None:
-    """`tiktoken.model` and `tokenizer_config.json`: the tokens, then K2's control tokens."""
-    folder.mkdir(parents=True, exist_ok=True)
-    ranks = "".join(f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens))
-    (folder / "tiktoken.model").write_text(ranks, encoding="ascii")
-    added = {
-        str(len(tokens) + place): {
-            "content": name,
-            "lstrip": False,
-            "normalized": False,
-            "rstrip": False,
-            "single_word": False,
-            "special": not name.startswith(PLAIN_MARKERS),
-        }
-        for place, name in enumerate(SPECIAL_TOKENS)
-    }
-    document = {
-        "added_tokens_decoder": added,
-        "bos_token": "[BOS]",
-        "eos_token": "[EOS]",
-        "pad_token": "[PAD]",
-        "unk_token": "[UNK]",
-        "tokenizer_class": "TikTokenTokenizer",
-    }
-    (folder / "tokenizer_config.json").write_text(json.dumps(document, indent=2) + "\n", encoding="utf-8")
-
-
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--work", type=Path, default=Path("nano/work"))
@@ -144,7 +115,7 @@ def main() -> None:
     tokens = learn(texts, protocol_texts(), VOCABULARY - len(SPECIAL_TOKENS))
     if len(tokens) + len(SPECIAL_TOKENS) != VOCABULARY:
         raise SystemExit("the corpus is too small for a vocabulary of this size")
-    write(tokens, options.work / "tokenizer")
+    write_tokenizer(tokens, options.work / "tokenizer")
     print(f"{len(tokens)} tokens and {len(SPECIAL_TOKENS)} control tokens")
 
 

@@ -6,7 +6,7 @@ import pytest
 
 from nano import merges
 from perilune.chat.tokenizer import Tokenizer
-from perilune.model.tiny import SPECIAL_TOKENS
+from perilune.model.tiny import SPECIAL_TOKENS, write_tokenizer
 
 TEXTS = [
     "def load_config(path):\n    config = loadConfig(path)\n    return ConfigLoader(config, path='config')\n",
@@ -17,7 +17,7 @@ TEXTS = [
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    merges.write(merges.learn(TEXTS, merges.protocol_texts(), 320), folder)
+    write_tokenizer(merges.learn(TEXTS, merges.protocol_texts(), 320), folder)
     return Tokenizer.load(folder)
 
 

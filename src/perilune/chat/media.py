@@ -11,6 +11,7 @@ from __future__ import annotations
 import base64
 import binascii
 import hashlib
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -42,7 +43,7 @@ class Item:
     """[frames x rows x columns, 3, p, p] uint8."""
 
 
-class Planned:
+class Planned(ABC):
     """One image or video of a request; nothing is decoded yet."""
 
     tokens: tuple[int, ...]
@@ -51,9 +52,9 @@ class Planned:
     """When each piece of a video begins; an image has none."""
     patch_bytes: int
 
+    @abstractmethod
     def items(self) -> Iterator[Item]:
         """Decode: one item for each placeholder. Raises InputError for content that breaks off."""
-        raise NotImplementedError
 
 
 class Image(Planned):

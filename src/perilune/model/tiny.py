@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import json
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -90,11 +91,17 @@ def write_tiny_checkpoint(
 
 
 def write_byte_tokenizer(folder: Path) -> None:
-    """tiktoken.model and tokenizer_config.json: one token per byte, then SPECIAL_TOKENS."""
-    ranks = [f"{base64.b64encode(bytes([byte])).decode()} {byte}\n" for byte in range(256)]
+    """A tokenizer of one token per byte."""
+    write_tokenizer([bytes([byte]) for byte in range(256)], folder)
+
+
+def write_tokenizer(tokens: Sequence[bytes], folder: Path) -> None:
+    """tiktoken.model and tokenizer_config.json: the tokens by rank, then SPECIAL_TOKENS."""
+    folder.mkdir(parents=True, exist_ok=True)
+    ranks = [f"{base64.b64encode(token).decode()} {rank}\n" for rank, token in enumerate(tokens)]
     (folder / "tiktoken.model").write_text("".join(ranks), encoding="ascii")
     added = {
-        str(256 + place): {
+        str(len(tokens) + place): {
             "content": name,
             "lstrip": False,
             "normalized": False,
