@@ -18,6 +18,7 @@ from perilune.agent.profiles import bundled_profile
 from perilune.chat.messages import Message
 from perilune.chat.template import encode, render
 from perilune.chat.tokenizer import IM_END, Tokenizer
+from perilune.model.tiny import write_tokenizer
 
 TEXT = "def load(path, count=1):\n    return path * count\n\n\nprint(load('a', count=2))\n"
 RECORDS = (
@@ -33,7 +34,7 @@ POOL = Pool(NAMES, WORDS, tuple(record.path for record in RECORDS), RECORDS)
 @pytest.fixture(scope="module")
 def tokenizer(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
     folder = tmp_path_factory.mktemp("tokenizer")
-    merges.write(merges.learn([TEXT * 5, " ".join(NAMES)], merges.protocol_texts(), 340), folder)
+    write_tokenizer(merges.learn([TEXT * 5, " ".join(NAMES)], merges.protocol_texts(), 340), folder)
     return Tokenizer.load(folder)
 
 

@@ -23,6 +23,7 @@ from perilune.model.attention import CausalAttention  # noqa: E402
 from perilune.model.content_hash import content_hash  # noqa: E402
 from perilune.model.load import load_model  # noqa: E402
 from perilune.model.text import TextDecoder  # noqa: E402
+from perilune.model.tiny import write_tokenizer  # noqa: E402
 
 WORDS = ("orbit", "state", "vector", "moon", "phase", "table", "edge", "node", "path", "load")
 NAMES = tuple(f"{a}_{b}" for a in WORDS for b in WORDS)
@@ -31,7 +32,7 @@ RECORDS = (Record("pkg/two.py", "load", ((1, "def load(path, count=1):"),)),)
 
 @pytest.fixture
 def work(tmp_path: Path) -> Path:
-    merges.write(merges.learn([" ".join(NAMES)], merges.protocol_texts(), 340), tmp_path / "tokenizer")
+    write_tokenizer(merges.learn([" ".join(NAMES)], merges.protocol_texts(), 340), tmp_path / "tokenizer")
     corpus = Corpus(RECORDS, RECORDS, NAMES, NAMES, WORDS, WORDS, ("a/b.py",), ("a/b.py",))
     (tmp_path / "corpus.msgpack").write_bytes(msgspec.msgpack.encode(corpus))
     return tmp_path
