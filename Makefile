@@ -12,6 +12,7 @@ PYTEST_FLAGS ?=
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 PEERS := langgraph==1.2.24 langgraph-checkpoint-sqlite==3.1.2
+LITELLM := litellm[proxy]==1.108.7
 PROJECT := build/example-$(FILES)
 SOURCES := pyproject.toml constraints.txt
 TOOLS = $(wildcard examples scripts benchmarks nano)
@@ -79,10 +80,12 @@ soak: $(VENV)/.dev        # what takes longer than a few seconds
 bench: $(VENV)/.dev       # today's numbers on this machine
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/swarm.py
+	$(BIN)/python benchmarks/gateway.py
 
-peers: $(VENV)/.oracle $(VENV)-peers/.made   # the same beside transformers and LangGraph
+peers: $(VENV)/.oracle $(VENV)-peers/.made $(VENV)-litellm/.made   # the same beside transformers, LangGraph and LiteLLM
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/swarm.py --peer-python $(VENV)-peers/bin/python
+	$(BIN)/python benchmarks/gateway.py --peer-python $(VENV)-litellm/bin/python
 
 # Peers pull in what we would not have beside us, so they get an environment of their own.
 $(VENV)-peers/.made: $(VENV)/.made
@@ -90,5 +93,10 @@ $(VENV)-peers/.made: $(VENV)/.made
 	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(PEERS)
 	@touch $@
 
+$(VENV)-litellm/.made: $(VENV)/.made
+	@$(PYTHON) -m venv $(VENV)-litellm
+	@$(VENV)-litellm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) '$(LITELLM)'
+	@touch $@
+
 clean:
-	rm -rf $(VENV) $(VENV)-peers build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-peers $(VENV)-litellm build .mypy_cache .ruff_cache .pytest_cache
