@@ -43,6 +43,8 @@ class Settings:
     """Port of the API; 0 takes any free one."""
     admin_port: int = field(default=0, metadata={"least": 0, "most": 65535})
     """Loopback port of the admin door; 0 leaves it closed."""
+    api_docs: bool = True
+    """Serve the OpenAPI document at `/openapi.json` and the reference page at `/docs`, to all who ask."""
     base_url: str = ""
     """A Perilune server for client commands to talk to, such as `http://127.0.0.1:8642/v1`."""
     api_key: str = field(default="", repr=False)

@@ -5,6 +5,7 @@
     GET  /admin/backend/models    the model entries in full
     GET  /admin/backend/ready     whether the model behind answers
     GET  /metrics
+    GET  /openapi.json            all this for machines
 
 Every route needs a key with the scope admin. Acts run in a thread: they wait for the disk.
 """
@@ -24,6 +25,8 @@ from perilune.api.doors import Door, app_of
 from perilune.api.health import Ready
 from perilune.api.http import read_json_body, send_json
 from perilune.api.metrics import HttpCounters, Metrics
+from perilune.api.reference.document import admin_document
+from perilune.api.reference.served import Reference
 from perilune.backends.base import Backend
 
 MAX_BODY_BYTES = 64 * 1024
@@ -37,13 +40,17 @@ def admin_doors(backend: Backend, accounts: Accounts, http: HttpCounters) -> tup
         for name, act in ACTS.items()
         if not act.changes
     ]
-    return (
+    table: list[Door] = []
+    reference = Reference(lambda: admin_document(table, ACTS))
+    table += (
         *acts,
         *reads,
         Door("GET", "/admin/backend/models", "admin", BackendModels(backend)),
         Door("GET", "/admin/backend/ready", "admin", Ready(backend)),
         Door("GET", "/metrics", "admin", Metrics(http, accounts)),
+        Door("GET", "/openapi.json", "admin", reference.json),
     )
+    return tuple(table)
 
 
 def build_admin_app(backend: Backend, accounts: Accounts, http: HttpCounters) -> ASGIApp:

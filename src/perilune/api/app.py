@@ -16,6 +16,8 @@ from perilune.api.files import DeleteFile, FileContent, ListFiles, OneFile, Uplo
 from perilune.api.health import Ready, health
 from perilune.api.metrics import HttpCounters, Metrics
 from perilune.api.models import Catalogue, ListModels, OneModel
+from perilune.api.reference.document import public_document
+from perilune.api.reference.served import Reference
 from perilune.api.tokenizers import EstimateTokens
 from perilune.backends.base import Backend
 from perilune.settings import Settings
@@ -31,7 +33,9 @@ def doors(
         backend, accounts, catalogue, files, strict_history=settings.thinking_history == "strict"
     )
     estimate = EstimateTokens(backend, accounts, catalogue, files)
-    return (
+    table: list[Door] = []
+    reference = Reference(lambda: public_document(table))
+    table += (
         Door("POST", "/v1/chat/completions", "chat", chat),
         Door("GET", "/v1/models", "chat", ListModels(catalogue)),
         Door("GET", "/v1/models/{id:path}", "chat", OneModel(catalogue)),
@@ -46,6 +50,12 @@ def doors(
         Door("GET", "/readyz", "nothing", Ready(backend)),
         Door("GET", "/metrics", "admin", Metrics(http or HttpCounters(), accounts)),
     )
+    if settings.api_docs:
+        table += (
+            Door("GET", "/openapi.json", "nothing", reference.json),
+            Door("GET", "/docs", "nothing", reference.html),
+        )
+    return tuple(table)
 
 
 def build_app(
