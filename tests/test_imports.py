@@ -37,6 +37,10 @@ MEDIA = {"numpy", "PIL", "av"}
 MEDIA_FILES = ("chat/media.py", "chat/pictures.py", "chat/videos.py")
 """Files that may use what `perilune[media]` installs."""
 
+DOCUMENTS = {"pypdf"}
+DOCUMENT_FILES = ("chat/documents/pdf.py",)
+"""Files that may use a parser of documents: they run in a process of their own."""
+
 EXCEPTIONS: dict[str, set[str]] = {
     "backends/embedded.py": {"engine", "model"},
     "backends/seeing.py": {"engine", "model"},
@@ -128,6 +132,7 @@ def breaches(found: Import) -> str | None:
             return None
         allowed = OUTSIDE[room] | (TORCH if found.file == "backends/embedded.py" else set())
         allowed |= MEDIA if found.file in MEDIA_FILES else set()
+        allowed |= DOCUMENTS if found.file in DOCUMENT_FILES else set()
         return None if top in allowed else f"{found.where}: not a package that {room} may use"
     target = room_of(found.module)
     if target in {room, "perilune", "__version__"}:  # the package itself holds only its version
@@ -225,6 +230,7 @@ def circle(graph: dict[str, list[str]]) -> list[str] | None:
         ("backends/upstream.py", "import perilune.engine.client"),
         ("backends/upstream.py", "import torch"),
         ("api/app.py", "import aiohttp"),
+        ("api/files.py", "import pypdf"),
         ("deploy/plan.py", "from perilune.model.text import TextDecoder"),
         ("cli/main.py", "from perilune.api.serve import serve"),
         ("errors.py", "import msgspec"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import base64
 import os
 import re
@@ -16,6 +17,7 @@ import openai
 import pytest
 from api_server import Api, serving, talk
 from openai import AsyncOpenAI
+from tests.document_files import docx_of, pdf_of
 
 from perilune.api import file_store, files, http
 from perilune.api.file_kinds import media_type
@@ -23,7 +25,7 @@ from perilune.api.file_store import FileStore
 from perilune.api.multipart import boundary_of, form_of
 from perilune.backends.scripted import ScriptedBackend, scripted_entry
 from perilune.chat.messages import ImagePart, Request, VideoPart
-from perilune.errors import InputError, JournalCorrupt, UnsupportedInput
+from perilune.errors import InputError, JournalCorrupt
 
 PNG = base64.b64decode(
     "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
@@ -117,8 +119,9 @@ async def test_lists_in_pages(tmp_path: Path) -> None:
         ("a.txt", b"", "file-extract", "^Error code: 400.*File size is zero"),
         ("a.txt", b"a", "assistants", "Invalid purpose: only 'file-extract', 'image', 'video' accepted"),
         ("a.jsonl", b"{}", "batch", "batches are not served"),
-        ("a.pdf", b"%PDF-1.7 ...", "file-extract", "not taken out of PDF files"),
-        ("a.docx", b"PK\x03\x04...", "file-extract", "not taken out of office"),
+        ("a.pdf", b"%PDF-1.7 ...", "file-extract", "PDF that cannot be read.*save it anew"),
+        ("a.docx", b"PK\x03\x04...", "file-extract", "office file that cannot be read"),
+        ("a.doc", b"\xd0\xcf\x11\xe0...", "file-extract", "old or encrypted office file"),
         ("a.txt", b"\xff\xfe\x00", "file-extract", "is not text"),
         ("a.bin", b"a\x00b", "file-extract", "is not text"),
         ("a.svg", b"<svg/>", "image", "no image of a known format"),
@@ -297,7 +300,28 @@ def test_kinds(data: bytes, kind: str) -> None:
     assert media_type(purpose, data) == kind  # type: ignore[arg-type]
 
 
-def test_utf16_text_is_read() -> None:
-    assert media_type("file-extract", "ä".encode("utf-16")) == "text/plain; charset=utf-8"
-    with pytest.raises(UnsupportedInput):
-        media_type("file-extract", "ä".encode("utf-16-le") + b"\xff")
+async def test_utf16_text_is_kept_as_utf8(tmp_path: Path) -> None:
+    async with client(tmp_path) as (_, ai):
+        sent = await send(ai, "a.txt", "ä".encode("utf-16"), "file-extract")
+        assert (await ai.files.content(sent.id)).read() == "ä".encode()
+
+
+async def test_the_text_of_documents(tmp_path: Path) -> None:
+    async with client(tmp_path) as (_, ai):
+        for name, data in (("a.pdf", pdf_of("Größe")), ("a.docx", docx_of("Größe"))):
+            sent = await send(ai, name, data, "file-extract")
+            assert sent.bytes == len(data)
+            content = await ai.files.content(sent.id)
+            assert content.response.headers["content-type"] == "text/plain; charset=utf-8"
+            assert content.read().decode() == "Größe"
+
+
+async def test_others_are_answered_while_a_document_is_read(tmp_path: Path) -> None:
+    pages = ["word " * 3000] * 30
+    async with client(tmp_path) as (_, ai):
+        reading = asyncio.create_task(send(ai, "a.pdf", pdf_of(*pages), "file-extract"))
+        answered = 0
+        while not reading.done():
+            await ai.files.list()
+            answered += 1
+        assert (await reading).purpose == "file-extract" and answered > 5

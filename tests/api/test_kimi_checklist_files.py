@@ -11,6 +11,7 @@ import aiohttp
 import pytest
 import pytest_asyncio
 from kimi_server import Answer, Kimi, kimi_serving
+from tests.document_files import docx_of, pdf_of
 
 from perilune.api import file_store, files
 
@@ -55,6 +56,10 @@ async def test_061_the_text_of_a_file(k26: Kimi) -> None:
     assert (sent["object"], sent["purpose"], sent["status"]) == ("file", "file-extract", "ready")
     content = await k26.get(f"/v1/files/{sent['id']}/content")
     assert content.headers["content-type"].startswith("text/plain") and content.text == "Grüße\n"
+    for name, data in (("a.pdf", pdf_of("Grüße")), ("a.docx", docx_of("Grüße"))):
+        sent = (await send(k26, "POST", form(data, "file-extract", name))).body
+        content = await k26.get(f"/v1/files/{sent['id']}/content")
+        assert content.headers["content-type"].startswith("text/plain") and content.text == "Grüße"
 
 
 def form(data: bytes, purpose: str, name: str) -> aiohttp.FormData:

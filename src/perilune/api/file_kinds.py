@@ -1,10 +1,12 @@
-"""What an uploaded file is: images and videos by their first bytes, documents by whether they are text."""
+"""What an uploaded file is, by its first bytes; and the text of documents."""
 
 from __future__ import annotations
 
-import codecs
+import asyncio
 from typing import Literal
 
+from perilune.chat.documents.aside import Readers, packed_kind
+from perilune.chat.documents.plain import decoded
 from perilune.errors import InputError, UnsupportedInput
 
 Purpose = Literal["file-extract", "image", "video"]
@@ -19,60 +21,39 @@ VIDEOS = (
 )
 BOXED = {b"qt  ": "video/quicktime", b"3gp": "video/3gpp"}
 """Brands of files that are made of boxes; the others are mp4."""
-DOCUMENTS = (
-    (b"%PDF", "PDF"),
-    (b"PK\x03\x04", "office, EPUB and ZIP"),
-    (b"\xd0\xcf\x11\xe0", "old office"),
-    (b"{\\rtf", "RTF"),
-)
-"""Formats whose text this build does not take out."""
-MARKS = (
-    (codecs.BOM_UTF8, "utf-8-sig"),
-    (codecs.BOM_UTF16_LE, "utf-16"),
-    (codecs.BOM_UTF16_BE, "utf-16"),
-)
+
+TEXT = "text/plain; charset=utf-8"
 
 
-def media_type(purpose: Purpose, data: bytes) -> str:
-    """The content type of a file that is fit for its purpose.
-
-    Raises InputError or UnsupportedInput, naming what would be.
-    """
-    match purpose:
-        case "file-extract":
-            text_of(data)
-            return "text/plain; charset=utf-8"
-        case "image":
-            found, known = _image(data), "PNG, JPEG, WebP or GIF"
-        case "video":
-            found, known = _video(data), "mp4, mov, 3gp, webm, mkv, avi, flv, mpeg or wmv"
+def media_type(purpose: Literal["image", "video"], data: bytes) -> str:
+    """The content type of a picture that is fit for its purpose. Raises InputError, naming what would be."""
+    if purpose == "image":
+        found, known = _image(data), "PNG, JPEG, WebP or GIF"
+    else:
+        found, known = _video(data), "mp4, mov, 3gp, webm, mkv, avi, flv, mpeg or wmv"
     if found is None:
         raise InputError(f"is no {purpose} of a known format", field="file", mend=f"send {known}")
     return found
 
 
-def text_of(data: bytes) -> str:
-    """The text of a document: of source code, Markdown, JSON, CSV and whatever else is text, as it stands.
-
-    Raises UnsupportedInput for what is none.
-    """
-    for head, name in DOCUMENTS:
-        if data.startswith(head):
-            raise UnsupportedInput(
-                f"text is not taken out of {name} files", field="file", mend="save it as text and send that"
-            )
-    encoding = next((name for mark, name in MARKS if data.startswith(mark)), "utf-8")
-    try:
-        text = data.decode(encoding)
-    except UnicodeDecodeError:
-        text = "\0"
-    if "\0" in text:
+async def text_of(data: bytes, readers: Readers) -> bytes:
+    """The text of a document, in UTF-8: that of PDF and office files is taken out; source code, Markdown,
+    JSON, CSV and whatever else is text stays as it stands. Raises UnsupportedInput for anything else."""
+    if (kind := packed_kind(data)) is not None:
+        return (await readers.read(kind, data)).text.encode()
+    text = await asyncio.to_thread(_utf8, data)
+    if text is None:
         raise UnsupportedInput(
             "is not text in UTF-8, or in UTF-16 with a byte order mark",
             field="file",
-            mend="save it so and send it again",
+            mend="save it so, or as PDF or an office file, and send it again",
         )
     return text
+
+
+def _utf8(data: bytes) -> bytes | None:
+    text = decoded(data)
+    return None if text is None else text.encode()
 
 
 def _image(data: bytes) -> str | None:

@@ -54,17 +54,27 @@ class FileStore:
         self._lock = threading.Lock()
         self._shelves: dict[int, _Shelf] = {}
 
-    def add(self, project: int, filename: str, purpose: Purpose, kind: str, data: bytes) -> Card:
-        """Durable when it returns. Raises InputError for a file that is empty or one too many or too large,
-        StoreError."""
-        check_size(len(data))
-        with self._room(project, len(data)) as shelf:
+    def add(
+        self,
+        project: int,
+        filename: str,
+        purpose: Purpose,
+        kind: str,
+        data: bytes,
+        *,
+        size: int | None = None,
+    ) -> Card:
+        """Durable when it returns. `size` is that of the file as it was sent, where `data` is only its text.
+        Raises InputError for a file that is empty or one too many or too large, StoreError."""
+        size = len(data) if size is None else size
+        check_size(size)
+        with self._room(project, max(size, len(data))) as shelf:
             card = Card(
                 id=new_id(),
                 filename=clean_name(filename),
                 purpose=purpose,
                 media_type=kind,
-                bytes=len(data),
+                bytes=size,
                 created_at=int(time.time()),
             )
             replace_file(shelf.folder / card.id, data)

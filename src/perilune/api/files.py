@@ -1,22 +1,24 @@
 """/v1/files: upload, list, look at, read, delete. A file belongs to the project of the key that sent it.
 
-The content of a `file-extract` file is its text; of images and videos, the bytes as they were sent.
+Of a `file-extract` file only its text is kept; of images and videos, the bytes as they were sent.
 """
 
 from __future__ import annotations
 
 import asyncio
-from typing import Any, cast, get_args
+from typing import Any, NamedTuple, cast, get_args
 from urllib.parse import parse_qs
 
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
 from perilune.api.auth import principal_of
-from perilune.api.file_kinds import Purpose, media_type, text_of
+from perilune.api.file_kinds import TEXT, Purpose, media_type, text_of
 from perilune.api.file_store import MAX_FILE_BYTES, MAX_FILES, Card, FileStore, check_size, too_large
 from perilune.api.http import CLOSE, discard_body, header, read_body, send_json
 from perilune.api.multipart import boundary_of, form_of
+from perilune.chat.documents.aside import Readers
+from perilune.chat.documents.plain import decoded
 from perilune.errors import InputError, UnsupportedInput
 
 FORM_SLACK = 64 * 1024
@@ -26,6 +28,7 @@ FORM_SLACK = 64 * 1024
 class UploadFile:
     def __init__(self, files: FileStore) -> None:
         self._files = files
+        self._readers = Readers()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         boundary = boundary_of(header(scope, b"content-type"))
@@ -37,8 +40,19 @@ class UploadFile:
                 await discard_body(receive)
             raise
         project = principal_of(scope).project_id
-        card = await asyncio.to_thread(_take, self._files, project, body, boundary)
+        sent = await asyncio.to_thread(_upload, body, boundary)
+        del body
+        kind, data = await self._kept(sent)
+        card = await asyncio.to_thread(
+            self._files.add, project, sent.filename, sent.purpose, kind, data, size=len(sent.data)
+        )
         await send_json(send, _object(card))
+
+    async def _kept(self, sent: _Upload) -> tuple[str, bytes]:
+        """(content type, what is kept of it)."""
+        if sent.purpose == "file-extract":
+            return TEXT, await text_of(sent.data, self._readers)
+        return media_type(sent.purpose, sent.data), sent.data
 
 
 class ListFiles:
@@ -88,17 +102,21 @@ class DeleteFile:
         await send_json(send, {"id": file_id, "object": "file", "deleted": True})
 
 
-def _take(files: FileStore, project: int, body: bytes, boundary: bytes) -> Card:
+class _Upload(NamedTuple):
+    filename: str
+    purpose: Purpose
+    data: bytes
+
+
+def _upload(body: bytes, boundary: bytes) -> _Upload:
     form = form_of(body, boundary)
     if "purpose" not in form:
         raise InputError("is missing", field="purpose", mend=f"send one of {', '.join(get_args(Purpose))}")
     if "file" not in form or form["file"].filename is None:
         raise InputError("is missing", field="file", mend="send a part named file, with a file name")
     purpose = _purpose(bytes(form["purpose"].data[:100]))
-    data = bytes(form["file"].data)
-    check_size(len(data))
-    kind = media_type(purpose, data)
-    return files.add(project, form["file"].filename, purpose, kind, data)
+    check_size(len(form["file"].data))
+    return _Upload(form["file"].filename, purpose, bytes(form["file"].data))
 
 
 def _purpose(raw: bytes) -> Purpose:
@@ -113,7 +131,10 @@ def _purpose(raw: bytes) -> Purpose:
 
 def _content(files: FileStore, project: int, file_id: str) -> tuple[str, bytes]:
     card, data = files.card(project, file_id), files.read(project, file_id)
-    return card.media_type, text_of(data).encode() if card.purpose == "file-extract" else data
+    if card.purpose != "file-extract":
+        return card.media_type, data
+    text = decoded(data)  # earlier builds kept UTF-16 as it came
+    return card.media_type, data if text is None else text.encode()
 
 
 def _page(cards: list[Card], query: bytes) -> tuple[list[Card], bool]:
