@@ -212,3 +212,20 @@ async def test_a_server_starts_again_on_its_port(tmp_path: Path) -> None:
     async with serving(tmp_path, talker(), port=port) as second:
         assert await ask(second) == 200
         assert second.key == first.key
+
+
+async def test_small_packets_are_not_held_back() -> None:
+    """Else an answer's body waits 40 ms for the client to acknowledge its head."""
+    seen: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+
+    def connected(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        peer = writer.get_extra_info("socket")
+        seen.set_result(peer.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY))
+        writer.close()
+
+    listener = listen("127.0.0.1", 0)
+    async with await asyncio.start_server(connected, sock=listener):
+        _, writer = await asyncio.open_connection(*listener.getsockname())
+        assert await seen != 0
+        writer.close()
+        await writer.wait_closed()

@@ -52,7 +52,8 @@ def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:
 
 def _try_listen(family: socket.AddressFamily, address: tuple[str, int]) -> socket.socket | None:
     """None when the port is taken. Raises ConfigError when it may not be had at all."""
-    taken = socket.socket(family, socket.SOCK_STREAM)
+    # asyncio turns off the delay of small packets only where it is told the protocol.
+    taken = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     try:
         # Lets a restart take the port of connections that are still closing; never a port in use.
         taken.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
