@@ -78,7 +78,7 @@ def test_a_damaged_request_is_refused_or_understood(rate: float) -> None:
 def test_a_damaged_answer_is_refused_or_understood(rate: float) -> None:
     readers: tuple[Callable[[bytes], object], ...] = (
         decode_completion,
-        lambda body: ChunkDecoder().feed(b"data: %b\n\ndata: [DONE]\n\n" % body),
+        lambda body: list(ChunkDecoder().feed(b"data: %b\n\ndata: [DONE]\n\n" % body)),
         lambda body: str(decode_error(400, body)),
     )
     draw = random.Random(1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import random
 from typing import Any
 
 import pytest
@@ -73,7 +72,7 @@ def read(data: bytes, size: int | None = None) -> list[Event]:
     step = size or len(data) or 1
     for start in range(0, len(data), step):
         events += decoder.feed(data[start : start + step])
-    return events + decoder.close()
+    return [*events, *decoder.close()]
 
 
 def sse(*bodies: Any) -> bytes:
@@ -153,23 +152,56 @@ def test_errors_have_a_message_and_a_type() -> None:
 # ---- what we understand
 
 
+def other_ways(data: bytes, line_end: bytes) -> bytes:
+    """The same stream as other servers write it: comments between and within events, other fields, no space
+    after the colon, one event over two lines of data, letters as themselves."""
+    events = [json.loads(frame[6:]) if frame[6:7] == b"{" else None for frame in data.split(b"\n\n")[:-1]]
+    shapes = (
+        "data: {}\n\n",
+        ": keep-alive\n\ndata:{}\n\n",
+        "event: message\n: within ☾\nid: 7\ndata: {}\n\n",
+        "retry: 100\n\n\ndata: {}\n:\n\n",
+    )
+    text = ""
+    for number, event in enumerate(events):
+        body = json.dumps(event, ensure_ascii=False) if event is not None else "[DONE]"
+        if number == 3:
+            body = body.replace(', "choices"', ',\ndata: "choices"')
+            assert "\n" in body
+        text += shapes[number % len(shapes)].format(body)
+    return text.encode().replace(b"\n", line_end)
+
+
 @pytest.mark.parametrize("line_end", [b"\n", b"\r\n", b"\r"])
 def test_any_split_of_the_bytes_gives_the_same_events(line_end: bytes) -> None:
-    data = (b": ping\n\n" + stream(EVENTS, include_usage=True)).replace(b"\n", line_end)
-    for size in (1, 2, 3, 5, 7, 64, len(data)):
+    """Cut at every byte offset, and into pieces of every small size."""
+    data = other_ways(stream(EVENTS, include_usage=True), line_end)
+    for size in (*range(1, 20), 64, len(data)):
         assert read(data, size) == EVENTS
-    draw = random.Random(1)
-    for _ in range(50):
-        cut = draw.randrange(len(data))
+    for cut in range(len(data) + 1):
         decoder = ChunkDecoder()
         assert [*decoder.feed(data[:cut]), *decoder.feed(data[cut:]), *decoder.close()] == EVENTS
+
+
+@pytest.mark.parametrize("end", [b"", encode_error_event(InputError("is wrong")), b"data: {no\n\n"])
+def test_any_split_of_a_stream_that_breaks_gives_the_same_events_before(end: bytes) -> None:
+    data = stream(EVENTS[:3]) + end
+    for cut in range(len(data) + 1):
+        decoder, events = ChunkDecoder(), []
+        with pytest.raises(BackendError):
+            for piece in (data[:cut], data[cut:]):
+                for event in decoder.feed(piece):
+                    events.append(event)
+            for event in decoder.close():
+                events.append(event)
+        assert events == EVENTS[:3]
 
 
 def test_events_arrive_with_the_byte_that_completes_them() -> None:
     decoder = ChunkDecoder()
     data = sse(delta(content="a"))[: -len(b"data: [DONE]\n\n")]
-    assert decoder.feed(data[:-1]) == []
-    assert decoder.feed(data[-1:]) == [TextDelta("a")]
+    assert list(decoder.feed(data[:-1])) == []
+    assert list(decoder.feed(data[-1:])) == [TextDelta("a")]
 
 
 def test_thinking_under_its_other_name() -> None:
@@ -209,7 +241,7 @@ def test_tool_calls_of_every_engine(bodies: list[Any], events: list[Event]) -> N
 def test_calls_without_ids_are_numbered_over_the_conversation() -> None:
     decoder = ChunkDecoder(first_call=4)
     body = sse(delta("tool_calls", tool_calls=[{"index": 0, "function": {"name": "f"}}]))
-    assert decoder.feed(body)[0] == ToolCallStarted(0, "functions.f:4", "f")
+    assert next(decoder.feed(body)) == ToolCallStarted(0, "functions.f:4", "f")
 
 
 TOLD = {"prompt_tokens": 9, "completion_tokens": 3}
@@ -236,8 +268,8 @@ def test_usage_is_found_wherever_it_stands(bodies: list[Any], cached: int) -> No
 
 def test_whether_usage_was_reported_is_known() -> None:
     silent, telling = ChunkDecoder(), ChunkDecoder()
-    silent.feed(sse(delta("stop")))
-    telling.feed(sse(delta("stop") | {"usage": TOLD}))
+    list(silent.feed(sse(delta("stop"))))
+    list(telling.feed(sse(delta("stop") | {"usage": TOLD})))
     assert (silent.usage_seen, telling.usage_seen) == (False, True)
 
 
@@ -277,7 +309,7 @@ def test_a_cut_stream_is_interrupted(data: bytes) -> None:
 )
 def test_what_is_not_openai_shaped_is_said_to_be_so(data: bytes) -> None:
     with pytest.raises(BackendProtocol):
-        ChunkDecoder().feed(data)
+        list(ChunkDecoder().feed(data))
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"choices":[]}', b'{"choices":[{"message":{}}]}', b"3"])

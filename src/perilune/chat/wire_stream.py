@@ -8,6 +8,7 @@ Anything that is not of this shape is BackendProtocol; nothing is guessed about 
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
 from typing import Any
 
 import msgspec
@@ -78,24 +79,21 @@ class ChunkDecoder:
         """Whether the endpoint reported token counts at all; if not, those of `Finished` are zeros."""
         return self._answer.usage is not None
 
-    def feed(self, data: bytes) -> list[Event]:
-        """Raises BackendProtocol, or what the endpoint reports as an error in the stream."""
-        events: list[Event] = []
+    def feed(self, data: bytes) -> Iterator[Event]:
+        """Raises BackendProtocol, or what the endpoint reports as an error in the stream: after the events
+        before it, however much arrived at once."""
         for line in self._lines.feed(data):
-            events += self._line(line)
-        return events
+            yield from self._line(line)
 
-    def close(self) -> list[Event]:
+    def close(self) -> Iterator[Event]:
         """The end of the bytes. Raises BackendInterrupted when the answer was not complete."""
-        events: list[Event] = []
         try:
             for line in (*self._lines.close(), b""):
-                events += self._line(line)
+                yield from self._line(line)
         except BackendProtocol as error:  # half an event: the connection was cut inside it
             raise BackendInterrupted("the model's stream was cut") from error
         if not self._done:
-            events += self._finish()
-        return events
+            yield from self._finish()
 
     def _line(self, line: bytes) -> list[Event]:
         if self._done:
