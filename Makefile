@@ -13,6 +13,9 @@ BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
 PEERS := langgraph==1.2.24 langgraph-checkpoint-sqlite==3.1.2
 LITELLM := litellm[proxy]==1.108.7
+CLIENTS := langchain-openai==1.7.4 litellm==1.110.2
+NODE_CLIENTS := openai@7.57.0
+NODE_MODULES := build/clients/node_modules
 PROJECT := build/example-$(FILES)
 SOURCES := pyproject.toml constraints.txt
 TOOLS = $(wildcard examples scripts benchmarks nano)
@@ -58,7 +61,7 @@ run: setup $(PROJECT)
 	@exec $(BIN)/perilune demo --project $(PROJECT) $(if $(filter-out 0,$(RUN_ONCE)),--once) $(if $(filter-out 0,$(FRESH)),--fresh)
 
 test: lint
-	$(PYTEST) -n 2 -m 'not oracle and not crash and not slow'
+	$(PYTEST) -n 2 -m 'not oracle and not crash and not slow and not clients and not peers'
 
 lint: $(VENV)/.dev
 	$(BIN)/ruff check src tests $(TOOLS)
@@ -68,8 +71,9 @@ lint: $(VENV)/.dev
 oracle: $(VENV)/.oracle   # our numbers and texts against transformers and compressed-tensors
 	$(PYTEST) -m oracle
 
-clients: $(VENV)/.dev     # the openai SDK against a real server
-	$(PYTEST) tests/api
+clients: $(VENV)/.dev $(VENV)-clients/.made $(NODE_MODULES)/openai   # clients of others against a real server; 3 minutes
+	PERILUNE_CLIENTS=$(abspath $(VENV)-clients/bin/python) PERILUNE_NODE_MODULES=$(abspath $(NODE_MODULES)) \
+		$(PYTEST) -m clients tests/clients
 
 crash: $(VENV)/.dev       # kill -9 at random moments, again and again
 	$(PYTEST) -m crash
@@ -98,5 +102,14 @@ $(VENV)-litellm/.made: $(VENV)/.made
 	@$(VENV)-litellm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) '$(LITELLM)'
 	@touch $@
 
+$(VENV)-clients/.made: $(VENV)/.made
+	@$(PYTHON) -m venv $(VENV)-clients
+	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(CLIENTS)
+	@touch $@
+
+$(NODE_MODULES)/openai:
+	@command -v npm > /dev/null || { echo "perilune: the client for Node needs node and npm (install nodejs)"; exit 1; }
+	@npm install --silent --no-audit --no-fund --prefix build/clients $(NODE_CLIENTS)
+
 clean:
-	rm -rf $(VENV) $(VENV)-peers $(VENV)-litellm build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-peers $(VENV)-litellm build .mypy_cache .ruff_cache .pytest_cache
