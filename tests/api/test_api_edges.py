@@ -137,6 +137,8 @@ async def test_unknown_routes_and_methods(tmp_path: Path, web: aiohttp.ClientSes
             "message"
         ]
         assert (await send(web, api, "HEAD", "/v1/models"))[0] == 200
+        _, _, headers = await send(web, api, "PUT", "/v1/files/file-1")
+        assert headers["allow"] == "DELETE, GET, HEAD"  # of all routes of the path
 
 
 async def test_other_content_types_are_refused(tmp_path: Path, web: aiohttp.ClientSession) -> None:

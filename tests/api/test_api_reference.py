@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import aiohttp
+import msgspec
 import pytest
 from api_server import Strange, serving, talker
 
@@ -19,6 +20,7 @@ from perilune.api.admin import admin_doors
 from perilune.api.app import doors
 from perilune.api.doors import Door
 from perilune.api.metrics import HttpCounters
+from perilune.api.reference.answers import ChatChunk
 from perilune.api.reference.document import REASONS, admin_document, public_document
 from perilune.api.reference.notes import CHAT
 from perilune.api.reference.operations import OPERATIONS
@@ -141,3 +143,24 @@ def test_links_on_the_page_lead_somewhere_and_text_is_escaped(table: tuple[Door,
     assert "<script" not in text and "<code>x&lt;y</code>" in text
     anchors = set(re.findall(r'href="#([^"]+)"', text))
     assert anchors and anchors <= set(re.findall(r'id="([^"]+)"', text))
+
+
+async def test_streams_are_as_told(tmp_path: Path) -> None:
+    tool = {"type": "function", "function": {"name": "f"}}
+    said: dict[str, Any] = {
+        "model": "scripted",
+        "messages": [{"role": "user", "content": "Hi"}],
+        "stream": True,
+    }
+    async with serving(tmp_path, talker()) as api, aiohttp.ClientSession() as web:
+        for fields in ({}, {"tools": [tool]}, {"stream_options": {"include_usage": True}}):
+            url = api.root + "/v1/chat/completions"
+            async with web.post(url, json=said | fields, headers=api.auth) as answer:
+                frames = (await answer.text()).removesuffix("data: [DONE]\n\n").strip().split("\n\n")
+            assert len(frames) > 3
+            for frame in frames:
+                msgspec.json.decode(frame.removeprefix("data: "), type=ChatChunk)
+        with pytest.raises(msgspec.ValidationError):
+            msgspec.json.decode(
+                frames[0].replace('"choices"', '"chioces"').removeprefix("data: "), type=ChatChunk
+            )

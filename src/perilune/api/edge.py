@@ -9,6 +9,7 @@ import time
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
 from starlette.responses import Response
+from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perilune.accounts.accounts import new_request_id
@@ -106,6 +107,13 @@ async def http_problem(request: HttpRequest, problem: Exception) -> Response:
     }
     error = PeriluneError(texts.get(problem.status_code, problem.detail))
     error.code = HTTP_TYPES.get(problem.status_code, "invalid_request_error")
-    return Response(
-        encode_error(error), problem.status_code, dict(problem.headers or {}), media_type="application/json"
-    )
+    headers = dict(problem.headers or {})
+    if problem.status_code == 405:
+        headers["allow"] = ", ".join(_allowed(request))
+    return Response(encode_error(error), problem.status_code, headers, media_type="application/json")
+
+
+def _allowed(request: HttpRequest) -> list[str]:
+    """The methods of all routes of this path; the router knows only the first one."""
+    routes = [one for one in request.app.routes if one.matches(request.scope)[0] is not Match.NONE]
+    return sorted({method for one in routes for method in one.methods})

@@ -139,9 +139,11 @@ def _content(files: FileStore, project: int, file_id: str) -> tuple[str, bytes]:
 
 def _page(cards: list[Card], query: bytes) -> tuple[list[Card], bool]:
     """The part of the list that `purpose`, `order`, `after` and `limit` ask for, and whether more follows."""
-    asked = {name: values[-1] for name, values in parse_qs(query.decode("latin-1")).items()}
+    asked = {name: values[-1] for name, values in parse_qs(query.decode("latin-1"), True).items()}
     if purpose := asked.get("purpose"):
         cards = [card for card in cards if card.purpose == purpose]
+    if asked.get("order", "desc") not in ("asc", "desc"):
+        raise InputError("is neither asc nor desc", field="order", mend="leave it out for the newest first")
     if asked.get("order") == "asc":
         cards = cards[::-1]
     if after := asked.get("after"):

@@ -119,7 +119,9 @@ def _operation(door: Door, operation: Operation, types: _Types) -> dict[str, Any
             for one in operation.parameters
         ]
     if operation.takes:
-        found["requestBody"] = {"required": True, "content": _content(operation.takes, types)}
+        content = _content(operation.takes, types)
+        needed = any(types.required(one["schema"]) for one in content.values())
+        found["requestBody"] = {"required": needed, "content": content}
     return found
 
 
@@ -168,7 +170,7 @@ def _content(kinds: Mapping[str, Any], types: _Types) -> dict[str, Any]:
 def _kinds(operation: Operation) -> list[Any]:
     """The types of ours that the operation speaks of; ready schemas need no more."""
     given = (*operation.gives.values(), *(operation.takes or {}).values(), *(operation.other or {}).values())
-    return [kind for kind in given if not isinstance(kind, dict)]
+    return [*(kind for kind in given if not isinstance(kind, dict)), *operation.within]
 
 
 class _Types:
@@ -189,6 +191,11 @@ class _Types:
         if isinstance(kind, dict):
             return kind
         return next(schema for known, schema in self._found if known == kind)
+
+    def required(self, schema: dict[str, Any]) -> bool:
+        """Whether anything in it must be sent."""
+        name = schema.get("$ref", "").rpartition("/")[2]
+        return bool((self.components[name] if name else schema).get("required"))
 
 
 def _anything(kind: type) -> dict[str, Any]:

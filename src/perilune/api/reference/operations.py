@@ -42,8 +42,30 @@ class Operation:
     """Statuses besides those that its key and its body bring with them."""
     other: Mapping[int, Any] | None = None
     """Further answers in JSON that are no errors."""
+    within: tuple[Any, ...] = ()
+    """Types that its ready schemas refer to."""
 
 
+CHUNK = "#/components/schemas/ChatChunk"
+ERROR = "#/components/schemas/ErrorAnswer"
+EVENT: Schema = {
+    "type": "object",
+    "required": ["data"],
+    "properties": {
+        "data": {
+            "type": "string",
+            "description": "A chat.completion.chunk, an error, or `[DONE]`.",
+            "anyOf": [
+                {"const": "[DONE]"},
+                {
+                    "contentMediaType": JSON,
+                    "contentSchema": {"anyOf": [{"$ref": CHUNK}, {"$ref": ERROR}]},
+                },
+            ],
+        }
+    },
+}
+"""One event of a stream: OpenAPI before 3.2 has no other way to say it."""
 FORM: Schema = {
     "type": "object",
     "required": ["file", "purpose"],
@@ -78,7 +100,8 @@ MODEL_FAILS = (404, 502, 503, 507)
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
         "createChatCompletion", "Chat", "Ask a model",
-        {JSON: answers.ChatCompletion, EVENTS: TEXT}, STREAM, takes={JSON: CallBody}, refusals=MODEL_FAILS,
+        {JSON: answers.ChatCompletion, EVENTS: EVENT}, STREAM, takes={JSON: CallBody}, refusals=MODEL_FAILS,
+        within=(answers.ChatChunk,),
     ),
     ("GET", "/v1/models"): Operation(
         "listModels", "Models", "The models that are served", {JSON: answers.Models}, refusals=(502, 503),
