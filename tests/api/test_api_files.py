@@ -115,7 +115,7 @@ async def test_lists_in_pages(tmp_path: Path) -> None:
             {"extra_query": {"limit": ""}},
         ):
             with pytest.raises(openai.BadRequestError, match=next(iter(wrong))):
-                await ai.files.list(**wrong)
+                await ai.files.list(extra_query=wrong)
 
 
 @pytest.mark.parametrize(
