@@ -110,6 +110,41 @@ async def test_the_tier_s_concurrency_exactly(tmp_path: Path, web: aiohttp.Clien
         assert set(api.rows()) == {"finished"}
 
 
+TOKENS = 7 + 10
+"""Of one call: its prompt and the most that its answer may have."""
+
+
+@pytest.mark.parametrize(
+    ("limits", "words"),
+    [
+        ("rpm = 10", "max RPM: 10, please try again after"),
+        (f"tpm = {10 * TOKENS + 16}", f"TPM rate limit, current:{10 * TOKENS}, limit:{10 * TOKENS + 16}"),
+        (f"tpd = {10 * TOKENS}", f"TPD rate limit, current:{10 * TOKENS}, limit:{10 * TOKENS}"),
+        ("concurrency = 10", "max concurrency: 10, please try again after 1 seconds"),
+    ],
+)
+async def test_of_two_hundred_at_once_exactly_the_tier_s_ten(
+    tmp_path: Path, web: aiohttp.ClientSession, limits: str, words: str
+) -> None:
+    book = {"concurrency": 0, "rpm": 0, "tpm": 0, "tpd": 0} | dict([limits.split(" = ")])
+    lines = "\n".join(f"{name} = {value}" for name, value in book.items())
+    (tmp_path / "tiers.toml").write_text(f'[[tier]]\nname = "ten"\n{lines}\n')
+    backend = Gated()
+    async with serving(tmp_path / "home", backend, tier="ten", tier_book=str(tmp_path / "tiers.toml")) as api:
+        tasks = [asyncio.ensure_future(ask(web, api, max_tokens=10)) for _ in range(200)]
+        waiting = set(tasks)
+        while len(waiting) > 10:
+            _, waiting = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+        await backend.has_running(10)
+        backend.gate.set()
+        answers = await asyncio.gather(*tasks)
+        assert sorted(status for status, _, _ in answers) == [200] * 10 + [429] * 190
+        refused = [body["error"] for status, body, _ in answers if status == 429]
+        assert all(error["type"] == "rate_limit_reached_error" for error in refused)
+        assert all(words in error["message"] for error in refused), refused[0]
+        assert api.rows() == ["finished"] * 10
+
+
 async def test_the_tier_s_requests_a_minute(tmp_path: Path, web: aiohttp.ClientSession) -> None:
     async with serving(tmp_path, talker(), tier="kimi-0") as api:
         for _ in range(3):
