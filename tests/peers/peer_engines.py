@@ -1,0 +1,174 @@
+"""Our engine and those of others, asked for the same greedy tokens.
+
+`make peers` makes the others' environments and names them in PERILUNE_LLAMA and PERILUNE_VLLM.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import subprocess
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from tests.clients.client_servers import Recorder
+
+from perilune.agent.solo import run_agent
+from perilune.agent.workspace import DirectoryWorkspace
+from perilune.chat.messages import Request
+from perilune.engine.client import EngineClient
+from perilune.engine.protocol import EngineOptions, Vocabulary
+from perilune.model.attention import CausalAttention
+from perilune.model.load import load_model
+from perilune.model.text import TextDecoder
+
+HERE = Path(__file__).parent
+ROOT = HERE.parents[1]
+NANO = ROOT / "src" / "perilune" / "nano_checkpoint"
+LLAMA_PYTHON = os.environ.get("PERILUNE_LLAMA", "")
+VLLM_PYTHON = os.environ.get("PERILUNE_VLLM", "")
+NO_TEXT = Vocabulary(tokens=(), special_ids=(), eos_id=0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    tokens: list[int]
+    sure: list[float]
+    """The logarithm of each token's probability."""
+
+
+def python_of(engine: str) -> str:
+    """The interpreter of a peer's environment. Skips the test where it is not installed."""
+    path = {"llama": LLAMA_PYTHON, "vllm": VLLM_PYTHON}[engine]
+    if not Path(path).is_file():
+        pytest.skip(f"{engine} is not installed: make peers")
+    return path
+
+
+def ask_peer(engine: str, **inputs: Any) -> Any:
+    """What the peer's program prints for these inputs."""
+    done = subprocess.run(
+        [python_of(engine), str(HERE / f"{engine}_tokens.py")],
+        input=json.dumps(inputs),
+        capture_output=True,
+        text=True,
+        timeout=900,
+        env={"PATH": os.environ["PATH"], "HOME": os.environ.get("HOME", "/"), **PEER_ENVIRONMENT},
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr[-4000:]
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+PEER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+
+
+async def our_tokens(
+    folder: Path, prompts: Sequence[Sequence[int]], tokens: int, stops: Sequence[int]
+) -> list[list[int]]:
+    """By the engine process, one prompt after the other."""
+    options = EngineOptions(checkpoint=str(folder), threads=1, cache_tokens=16384)
+    client = await EngineClient.start(options, NO_TEXT)
+    try:
+        answers = []
+        for prompt in prompts:
+            said: list[int] = []
+            async for chunk in client.generate(prompt=prompt, max_tokens=tokens, stop_ids=stops):
+                said += chunk.token_ids
+            answers.append(said)
+        return answers
+    finally:
+        await client.close()
+
+
+# ---- comparing
+
+
+@dataclass(frozen=True)
+class Difference:
+    """Where two greedy answers part, seen with our logits."""
+
+    prompt: int
+    step: int
+    ours: int
+    theirs: int
+    gap: float
+    """By how much our model prefers its own token there: about nothing for a tie."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    tokens: int
+    """Compared, up to the first difference of each answer."""
+    differences: tuple[Difference, ...]
+    drift: float
+    """The largest difference of a token's log-probability, where all tokens before were the same."""
+
+
+def compare(
+    folder: Path, prompts: Sequence[Sequence[int]], ours: Sequence[Sequence[int]], theirs: Sequence[Answer]
+) -> Comparison:
+    decoder = load_model(folder)
+    tokens, drift, differences = 0, 0.0, []
+    for number, (prompt, mine, other) in enumerate(zip(prompts, ours, theirs, strict=True)):
+        same = next(
+            (at for at, pair in enumerate(zip(mine, other.tokens, strict=False)) if len(set(pair)) > 1), None
+        )
+        if same is None:
+            assert len(mine) == len(other.tokens), (number, mine, other.tokens)
+        end = len(mine) if same is None else same
+        logits = _logits(decoder, [*prompt, *mine])[len(prompt) - 1 :]
+        likely = torch.log_softmax(logits.double(), dim=-1)
+        tokens += end
+        for step in range(end):
+            drift = max(drift, abs(float(likely[step, mine[step]]) - other.sure[step]))
+        if same is not None:
+            gap = float(logits[same, mine[same]] - logits[same, other.tokens[same]])
+            differences.append(Difference(number, same, mine[same], other.tokens[same], gap))
+    return Comparison(tokens, tuple(differences), drift)
+
+
+def _logits(decoder: TextDecoder, tokens: Sequence[int]) -> torch.Tensor:
+    """[tokens, vocabulary], by the plain form of attention."""
+    ids = torch.tensor(tokens)
+    with torch.inference_mode():
+        return decoder.logits(decoder(ids, torch.arange(len(ids)), CausalAttention(1, len(ids))))
+
+
+# ---- prompts
+
+RENAMES = (
+    ("total", "amount", "shop/cart.py", "import os\n\ntotal = 1\nprint(total)\n"),
+    ("read_all", "load_rows", "a.py", "def read_all(path):\n    return path\n\n\nrows = read_all('x')\n"),
+    (
+        "Parser",
+        "Reader",
+        "src/lex/parse.py",
+        "class Parser:\n    pass\n\n\nmade = [Parser() for _ in range(3)]\n",
+    ),
+    ("n", "count", "tests/test_n.py", "n = 0\nfor n in range(9):\n    print(n, 'n', n + 1)\n"),
+    ("colour", "color", "paint.py", "# the colour\nself.colour = colour\n"),
+    ("missing", "found", "empty.py", "pass\n"),
+)
+
+
+async def rename_requests(folder: Path) -> list[Request]:
+    """All calls of a few little renames, first and later ones, as perilune-nano is asked them."""
+    recorder = Recorder()
+    for number, (old, new, path, text) in enumerate(RENAMES):
+        file = folder / str(number) / path
+        file.parent.mkdir(parents=True)
+        file.write_text(text)
+        workspace = DirectoryWorkspace(folder / str(number))
+        await run_agent(recorder, "rename", f"Rename {old} to {new}.", path, workspace, model="scripted")
+    return [request for request, _ in recorder.calls]
+
+
+def random_prompts(vocabulary: int, many: int = 20, longest: int = 200) -> list[list[int]]:
+    rng = random.Random("peers")
+    return [[rng.randrange(vocabulary) for _ in range(rng.randint(1, longest))] for _ in range(many)]

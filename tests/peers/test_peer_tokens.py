@@ -1,0 +1,106 @@
+"""Greedy tokens of our engine and of others for the same weights and prompts (`make peers`).
+
+Everything is computed in F32, each engine in its own order of summation. So two logits that are closer than
+that order can tell apart may change places: a difference is explained where our own model is undecided
+there, by less than LEAST_GAP, and unexplained otherwise.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+
+import pytest
+from peer_engines import (
+    NANO,
+    Answer,
+    Comparison,
+    ask_peer,
+    compare,
+    our_tokens,
+    python_of,
+    random_prompts,
+    rename_requests,
+)
+from scripts.gguf_copy import write_gguf
+
+from perilune.chat.template import prompt_ids
+from perilune.chat.tokenizer import Tokenizer
+from perilune.model.make import make_checkpoint
+from perilune.model.shapes import SHAPES
+from perilune.model.tiny import TINY, write_byte_tokenizer
+
+pytestmark = pytest.mark.peers
+DRIFT = 1e-4
+"""Most that a token's log-probability may differ; it was 3e-6 when this was written."""
+LEAST_GAP = 2 * DRIFT
+"""Two logits further apart than this are not a tie: each may have moved by DRIFT."""
+
+
+def agree(found: Comparison, tokens: int) -> None:
+    print(f"{found.tokens} tokens, largest drift {found.drift:.1e}, {len(found.differences)} ties: {found}")
+    assert found.tokens >= tokens
+    assert found.drift < DRIFT
+    unexplained = [one for one in found.differences if one.gap >= LEAST_GAP]
+    assert not unexplained
+    assert len(found.differences) <= 2
+
+
+@pytest.fixture(scope="module")
+def nano_prompts(tmp_path_factory: pytest.TempPathFactory) -> list[list[int]]:
+    tokenizer = Tokenizer.load(NANO)
+    requests = asyncio.run(rename_requests(tmp_path_factory.mktemp("renames")))
+    assert len(requests) >= 20
+    return [prompt_ids(request, tokenizer) for request in requests]
+
+
+@pytest.fixture(scope="module")
+def random_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Every code path of K2.6, with vision, YaRN and scaled experts, in small."""
+    folder = tmp_path_factory.mktemp("random") / "Random"
+    make_checkpoint(SHAPES["tiny"](), folder, tokenizer=write_byte_tokenizer, hashes=False)
+    return folder
+
+
+# ---- llama.cpp
+
+
+def of_llama(copy: Path, prompts: Sequence[Sequence[int]], tokens: int, stops: Sequence[int]) -> list[Answer]:
+    context = max(map(len, prompts)) + tokens
+    found = ask_peer("llama", model=str(copy), prompts=prompts, tokens=tokens, stops=stops, context=context)
+    return [Answer(**answer) for answer in found["answers"]]
+
+
+async def test_llama_cpp_says_what_nano_says(nano_prompts: list[list[int]], tmp_path: Path) -> None:
+    python_of("llama")
+    stops = Tokenizer.load(NANO).stop_ids
+    write_gguf(NANO, tmp_path / "nano.gguf")
+    theirs = of_llama(tmp_path / "nano.gguf", nano_prompts, 60, stops)
+    ours = await our_tokens(NANO, nano_prompts, 60, stops)
+    agree(compare(NANO, nano_prompts, ours, theirs), tokens=300)
+
+
+async def test_llama_cpp_says_what_a_random_model_says(random_checkpoint: Path, tmp_path: Path) -> None:
+    python_of("llama")
+    prompts = random_prompts(TINY.vocab_size)
+    write_gguf(random_checkpoint, tmp_path / "random.gguf")
+    theirs = of_llama(tmp_path / "random.gguf", prompts, 40, ())
+    ours = await our_tokens(random_checkpoint, prompts, 40, ())
+    agree(compare(random_checkpoint, prompts, ours, theirs), tokens=600)
+
+
+def test_llama_cpp_cuts_text_as_we_do(tmp_path: Path) -> None:
+    python_of("llama")
+    texts = [
+        "def foo(x):\n    return 12345",
+        "Grüße aus 月光 街 3",
+        "  spaces\t\tand\r\n\r\nlines",
+        "it's I'LL",
+    ]
+    write_gguf(NANO, tmp_path / "nano.gguf")
+    found = ask_peer(
+        "llama", model=str(tmp_path / "nano.gguf"), prompts=[], tokens=1, stops=[], context=64, texts=texts
+    )
+    tokenizer = Tokenizer.load(NANO)
+    assert found["texts"] == [tokenizer.encode(text) for text in texts]
