@@ -11,6 +11,8 @@ PYTEST_FLAGS ?=
 
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint constraints.txt $(PIP_FLAGS)
+FUZZER := atheris==3.0.0
+FUZZ_SECONDS ?= 60
 PEERS := langgraph==1.2.24 langgraph-checkpoint-sqlite==3.1.2
 LITELLM := litellm[proxy]==1.108.7
 CLIENTS := langchain-openai==1.7.4 litellm==1.110.2
@@ -23,11 +25,11 @@ TOOLS = $(wildcard examples scripts benchmarks nano)
 PYTEST = OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST_FLAGS)
 
 .DELETE_ON_ERROR:
-.PHONY: help setup run test lint oracle clients peers crash soak bench clean
+.PHONY: help setup run test lint oracle clients peers crash soak fuzz bench clean
 
 help:
 	@sed -n '1,5s/^# \{0,1\}//p' Makefile
-	@echo "Targets: setup run test lint oracle clients peers crash soak bench clean"
+	@echo "Targets: setup run test lint oracle clients peers crash soak fuzz bench clean"
 
 setup: $(VENV)/.engine
 
@@ -80,6 +82,12 @@ crash: $(VENV)/.dev       # kill -9 at random moments, again and again
 
 soak: $(VENV)/.dev        # what takes longer than a few seconds
 	$(PYTEST) -m slow
+
+# Guided by what is reached where atheris has a wheel, else by chance. FUZZ_SECONDS=600 for each target.
+fuzz: $(VENV)/.dev        # config, index, shard, tokenizer, media and parser inputs
+	@$(PIP) --only-binary :all: '$(FUZZER)' || echo "perilune: no $(FUZZER) for this Python: going by chance"
+	@for target in config index shard tokenizer media parser; do \
+		$(BIN)/python -m tests.fuzz.run $$target --seconds $(FUZZ_SECONDS) || exit 1; done
 
 bench: $(VENV)/.dev       # today's numbers on this machine
 	$(BIN)/python benchmarks/engine.py

@@ -40,6 +40,8 @@ Tool failures are *values* given back to the model (agent/tools), never exceptio
 
 from __future__ import annotations
 
+LONGEST_FIELD = 300
+
 
 class PeriluneError(Exception):
     """Base of all errors. `field` names what is wrong, `mend` says what to do about it."""
@@ -55,8 +57,14 @@ class PeriluneError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        text = f"{self.field}: {self.message}" if self.field else self.message
+        text = f"{_shown(self.field)}: {self.message}" if self.field else self.message
         return f"{text} ({self.mend})" if self.mend else text
+
+
+def _shown(field: str) -> str:
+    """Fields' names may be strangers', such as a tensor's: they must not break the line, nor fill pages."""
+    name = field if field.isprintable() else ascii(field)
+    return name if len(name) <= LONGEST_FIELD else f"{name[: LONGEST_FIELD - 3]}..."
 
 
 class ConfigError(PeriluneError):

@@ -18,12 +18,14 @@ import msgspec
 import perilune
 from perilune.backends.base import ModelEntry
 from perilune.chat.messages import Request
+from perilune.chat.model_files import COPY_AGAIN, read_bounded
 from perilune.chat.tokenizer import Tokenizer
 from perilune.errors import CheckpointError, InputError
 from perilune.settings import Settings
 
 BUNDLED = "nano_checkpoint"
 CARD = "perilune.json"
+MOST_CARD_BYTES = 1024**2
 K26_SAMPLING: Mapping[str, float] = {"temperature_thinking": 1.0, "temperature_instant": 0.6, "top_p": 0.95}
 LONGEST_OUTPUT = 32768
 DENSITY_SAMPLE = '''Find where a name is used, then change each place.
@@ -124,13 +126,11 @@ def bundled_folder() -> Path:
 def _read_card(folder: Path) -> _Card:
     path = folder / CARD
     try:
-        return msgspec.json.decode(path.read_bytes(), type=_Card)
+        return msgspec.json.decode(read_bounded(path, MOST_CARD_BYTES), type=_Card)
     except FileNotFoundError:
         return _Card(id=folder.resolve().name.lower())
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", field=str(path), mend="copy it again from the model's source"
-        ) from error
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), mend=COPY_AGAIN) from error
 
 
 # ---- sampling

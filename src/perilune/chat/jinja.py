@@ -16,6 +16,7 @@ import msgspec
 
 from perilune.chat.declaration import declare_typescript, plain_tools
 from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall, VideoPart
+from perilune.chat.model_files import COPY_AGAIN, read_bounded
 from perilune.chat.template import canonical_calls, is_partial, refuse_surrogates
 from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
 from perilune.errors import CheckpointError, ConfigError, InputError, UnsupportedInput
@@ -60,15 +61,9 @@ class JinjaTemplate:
     def load(cls, folder: Path) -> Self:
         path = folder / TEMPLATE_FILE
         try:
-            if path.stat().st_size > LARGEST_TEMPLATE:
-                raise CheckpointError(
-                    f"is larger than {LARGEST_TEMPLATE} bytes", field=str(path), mend="copy it again"
-                )
-            return cls(path.read_text(encoding="utf-8"), path)
+            return cls(read_bounded(path, LARGEST_TEMPLATE).decode("utf-8"), path)
         except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(
-                f"cannot be read: {error}", field=str(path), mend="copy it again"
-            ) from error
+            raise CheckpointError(f"cannot be read: {error}", field=str(path), mend=COPY_AGAIN) from error
 
     def render(
         self,

@@ -12,9 +12,11 @@ from typing import NamedTuple
 
 import msgspec
 
+from perilune.chat.model_files import COPY_AGAIN, read_bounded
 from perilune.errors import CheckpointError
 
 RULES_FILE = "preprocessor_config.json"
+MOST_RULE_BYTES = 1024**2
 
 
 class MediaRules(msgspec.Struct, frozen=True, kw_only=True):
@@ -58,14 +60,14 @@ def load_rules(folder: Path) -> MediaRules:
     """
     path = folder / RULES_FILE
     try:
-        document = msgspec.json.decode(path.read_bytes(), type=Mapping[str, msgspec.Raw])
+        content = read_bounded(path, MOST_RULE_BYTES)
+        document = msgspec.json.decode(content, type=Mapping[str, msgspec.Raw])
         rules = msgspec.json.decode(document.get("media_proc_cfg", msgspec.Raw(b"{}")), type=MediaRules)
     except FileNotFoundError:
         return MediaRules()
-    except (OSError, msgspec.DecodeError) as error:
-        raise CheckpointError(
-            f"cannot be read: {error}", field=str(path), mend="copy it again from the model's source"
-        ) from error
+    # ValueError: also text that is no UTF-8.
+    except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), mend=COPY_AGAIN) from error
     _check(rules, path)
     return rules
 

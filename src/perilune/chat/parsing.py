@@ -11,6 +11,7 @@ before a call, calls outside a section, a call that is never closed, foreign cal
 from __future__ import annotations
 
 import codecs
+import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
@@ -64,7 +65,7 @@ class StreamParser:
         self._tokens = tokenizer.token_bytes()
         self._stops = frozenset(tokenizer.stop_ids)
         self._specials: Mapping[int, str] = {number: name for name, number in tokenizer.specials.items()}
-        self._names = frozenset(tokenizer.specials)
+        self._names = tuple(tokenizer.specials)
         self._state = _State.REASONING if thinking else _State.CONTENT
         self._first_call = first_call
         self._tools = tools
@@ -110,7 +111,7 @@ class StreamParser:
     def feed_text(self, text: str) -> list[Event]:
         """Events of the next text of an answer whose tokens are not known; markers go by their spelling, and
         one that is still incomplete is held back. Of one answer feed ids or text, never both."""
-        *parts, self._spelt = split_markers(self._spelt + text, self._specials.values())
+        *parts, self._spelt = split_markers(self._spelt + text, self._names)
         for part in parts:
             self._take(part)
         return self._drain()
@@ -279,17 +280,22 @@ class StreamParser:
 # ---- markers by their spelling
 
 
-def split_markers(text: str, names: Iterable[str]) -> list[str]:
+def split_markers(text: str, names: tuple[str, ...]) -> list[str]:
     """The text cut around every marker that it spells; last what may still become one."""
     spelt = (*names, MISSPELT_SECTION, MISSPELT_END)
-    whole = "|".join(re.escape(name) for name in sorted(spelt, key=len, reverse=True))
-    parts = [part for part in re.split(f"({whole})", text) if part]
+    parts = [part for part in _any_of(spelt).split(text) if part]
     tail = parts[-1] if parts and parts[-1] not in spelt else ""
     starts = range(max(len(tail) - max(map(len, spelt)), 0), len(tail))
     cut = next((at for at in starts if any(name.startswith(tail[at:]) for name in spelt)), len(tail))
     if tail:
         parts[-1:] = [tail[:cut]] if cut else []
     return [*parts, tail[cut:]]
+
+
+@functools.lru_cache(maxsize=8)
+def _any_of(spelt: tuple[str, ...]) -> re.Pattern[str]:
+    whole = "|".join(re.escape(name) for name in sorted(spelt, key=len, reverse=True))
+    return re.compile(f"({whole})")
 
 
 # ---- which tool a call means

@@ -18,6 +18,7 @@ from typing import Self
 import msgspec
 import tiktoken
 
+from perilune.chat.model_files import COPY_AGAIN, read_bounded
 from perilune.errors import TokenizerError
 
 RANKS_FILE = "tiktoken.model"
@@ -83,10 +84,13 @@ does so, and without it the pattern's backtracking has no bound."""
 class Tokenizer:
     """Immutable after loading; safe to share between threads."""
 
-    def __init__(self, ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> None:
-        """`specials` are all ids behind the ranks, without gaps. Raises TokenizerError."""
-        _check_ranks(ranks)
-        _check_specials(specials, len(ranks))
+    def __init__(
+        self, ranks: Mapping[bytes, int], specials: Mapping[str, int], folder: Path = Path()
+    ) -> None:
+        """`specials` are all ids behind the ranks, without gaps; `folder` is where they were read, for
+        messages. Raises TokenizerError."""
+        _check_ranks(ranks, folder / RANKS_FILE)
+        _check_specials(specials, len(ranks), folder / CONFIG_FILE)
         self.specials: Mapping[str, int] = MappingProxyType(dict(specials))
         self._tokens = _token_table(ranks, specials)
         self._bpe = tiktoken.Encoding(
@@ -99,7 +103,7 @@ class Tokenizer:
     def load(cls, folder: Path) -> Self:
         """Read a checkpoint folder's tokenizer. Raises TokenizerError naming the file and what is wrong."""
         ranks = _read_ranks(folder / RANKS_FILE)
-        return cls(ranks, _read_specials(folder / CONFIG_FILE, len(ranks)))
+        return cls(ranks, _read_specials(folder / CONFIG_FILE, len(ranks)), folder)
 
     @property
     def vocab_size(self) -> int:
@@ -110,7 +114,9 @@ class Tokenizer:
         try:
             return self.specials[name]
         except KeyError:
-            raise TokenizerError("this tokenizer has no such control token", field=name) from None
+            raise TokenizerError(
+                "this tokenizer has no such control token", field=name, mend="use a tokenizer of K2's family"
+            ) from None
 
     @property
     def never_sampled(self) -> tuple[int, ...]:
@@ -133,7 +139,9 @@ class Tokenizer:
         try:
             return b"".join([self._tokens[token] for token in ids])
         except IndexError:
-            raise TokenizerError(f"a token id is not below {self.vocab_size}") from None
+            raise TokenizerError(
+                f"a token id is not below {self.vocab_size}", mend="use the tokenizer that made the ids"
+            ) from None
 
     def token_bytes(self) -> tuple[bytes, ...]:
         """Bytes of every id in order, control tokens as their names."""
@@ -151,17 +159,15 @@ class _Config(msgspec.Struct):
     added_tokens_decoder: dict[int, _AddedToken]
 
 
+def _wrong(path: Path, problem: str) -> TokenizerError:
+    return TokenizerError(problem, field=str(path), mend=COPY_AGAIN)
+
+
 def _read(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            content = file.read(MOST_BYTES + 1)
+        return read_bounded(path, MOST_BYTES)
     except OSError as error:
-        raise TokenizerError(
-            f"cannot read {path}: {error.strerror}", mend="put the model's tokenizer files there"
-        ) from error
-    if len(content) > MOST_BYTES:
-        raise TokenizerError(f"{path} is larger than {MOST_BYTES:,} bytes", mend="copy the file again")
-    return content
+        raise _wrong(path, f"cannot be read: {error.strerror}") from error
 
 
 def _read_ranks(path: Path) -> dict[bytes, int]:
@@ -173,7 +179,7 @@ def _read_ranks(path: Path) -> dict[bytes, int]:
             token, rank = line.split()
             ranks[base64.b64decode(token, validate=True)] = int(rank)
         except (ValueError, binascii.Error):
-            raise TokenizerError(f"{path} line {number} is not `base64 rank`") from None
+            raise _wrong(path, f"line {number} is not `base64 rank`") from None
     return ranks
 
 
@@ -181,30 +187,30 @@ def _read_specials(path: Path, first: int) -> dict[str, int]:
     """Named control tokens, and `<|reserved_token_ID|>` for the ids between them."""
     try:
         config = msgspec.json.decode(_read(path), type=_Config, strict=False)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise TokenizerError(f"{path} is not a tokenizer configuration: {error}") from error
+    except (msgspec.DecodeError, ValueError, RecursionError) as error:
+        raise _wrong(path, f"is not a tokenizer configuration: {error}") from error
     names = {token: added.content for token, added in config.added_tokens_decoder.items()}
     end = max(names, default=first - 1) + 1
     if end > MOST_TOKENS:
-        raise TokenizerError(f"{path} names id {end - 1}, and no vocabulary is so large")
+        raise _wrong(path, f"names id {end - 1}, and no vocabulary is so large")
     if low := [token for token in names if token < first]:
-        raise TokenizerError(f"{path} names id {low[0]}, which is one of the {first} text tokens")
+        raise _wrong(path, f"names id {low[0]}, which is one of the {first} text tokens")
     return {names.get(token, f"<|reserved_token_{token}|>"): token for token in range(first, end)}
 
 
-def _check_ranks(ranks: Mapping[bytes, int]) -> None:
+def _check_ranks(ranks: Mapping[bytes, int], path: Path) -> None:
     if sorted(ranks.values()) != list(range(len(ranks))):
-        raise TokenizerError(f"{RANKS_FILE} does not number its {len(ranks)} tokens from 0 without gaps")
+        raise _wrong(path, f"does not number its {len(ranks)} tokens from 0 without gaps")
     missing = [value for value in range(256) if bytes((value,)) not in ranks]
     if missing:
-        raise TokenizerError(f"{RANKS_FILE} lacks the single byte {missing[0]:#04x}")
+        raise _wrong(path, f"lacks the single byte {missing[0]:#04x}")
 
 
-def _check_specials(specials: Mapping[str, int], first: int) -> None:
+def _check_specials(specials: Mapping[str, int], first: int, path: Path) -> None:
     if missing := [name for name in REQUIRED if name not in specials]:
-        raise TokenizerError("the tokenizer lacks a control token of the chat format", field=missing[0])
+        raise _wrong(path, f"lacks {missing[0]}, a control token of the chat format")
     if sorted(specials.values()) != list(range(first, first + len(specials))):
-        raise TokenizerError(f"control tokens must have the ids from {first} on, each once")
+        raise _wrong(path, f"must give control tokens the ids from {first} on, each once")
 
 
 def _token_table(ranks: Mapping[bytes, int], specials: Mapping[str, int]) -> tuple[bytes, ...]:

@@ -9,12 +9,14 @@ import hashlib
 from pathlib import Path
 
 from perilune.errors import CheckpointError
+from perilune.model.json_files import read_bounded
 
 LIST_NAME = "checkpoint.sha256"
 """`<hex digest>  <file name>` per line, as sha256sum writes and reads it."""
 MAX_HASHED_BYTES = 4 * 1024**3
 """Above this, hashing would take longer than loading: the files' names, sizes and heads stand for them."""
 HEAD_BYTES = 1024 * 1024
+MAX_LIST_BYTES = 16 * 1024**2
 
 
 def content_hash(folder: Path) -> str:
@@ -52,9 +54,10 @@ def read_list(folder: Path) -> dict[str, str]:
     if not path.exists():
         return {}
     try:
-        rows = [line.split(maxsplit=1) for line in path.read_text(encoding="utf-8").splitlines() if line]
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_bounded(path, MAX_LIST_BYTES).decode("utf-8").splitlines()
+    except UnicodeDecodeError as error:
         raise CheckpointError(f"not readable: {error}", field=str(path), mend="copy it again") from error
+    rows = [line.split(maxsplit=1) for line in lines if line]
     listed = {row[1].lstrip("*"): row[0] for row in rows if len(row) == 2}
     for name in listed:
         if Path(name).name != name or not name.isprintable() or name == "..":

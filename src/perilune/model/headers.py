@@ -169,7 +169,7 @@ def _entry(path: Path, name: str, fields: Any, data_start: int, size: int) -> Te
         raise fault(f"{path.name} describes it wrongly")
     if dtype not in ITEM_BYTES:
         raise fault(
-            f"stored as {dtype[:40]} in {path.name}, which this build does not read",
+            f"stored as {dtype[:40]!r} in {path.name}, which this build does not read",
             "dtype",
             f"use a checkpoint stored as one of {', '.join(ITEM_BYTES)}",
         )

@@ -13,6 +13,11 @@ COPY_AGAIN = "copy the file again from its source"
 
 def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
     """The JSON object in `path`. Raises CheckpointError naming the file, and FileNotFoundError."""
+    return parse_object(read_bounded(path, most_bytes), path)
+
+
+def read_bounded(path: Path, most_bytes: int) -> bytes:
+    """All of `path`. Raises CheckpointError naming the file, and FileNotFoundError."""
     try:
         if not path.is_file() and path.exists():
             raise CheckpointError("is not a file", field=str(path), mend=COPY_AGAIN)
@@ -26,7 +31,7 @@ def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
         raise CheckpointError(
             f"is larger than {most_bytes:,} bytes, which no such file is", field=str(path), mend=COPY_AGAIN
         )
-    return parse_object(content, path)
+    return content
 
 
 def parse_object(content: bytes, path: Path) -> dict[str, Any]:
