@@ -95,6 +95,17 @@ class Reader:
         except sqlite3.Error as error:
             raise _translate(error, self._path) from error
 
+    def expect(self, schema: Sequence[str]) -> None:
+        """Raises StoreError when the file's tables are those of an older or a newer version."""
+        done = self.read("PRAGMA user_version")[0][0]
+        if done > len(schema):
+            raise _newer(self._path)
+        if done < len(schema):
+            raise StoreError(
+                f"{self._path} was written by an older version, and that still owns it",
+                mend="stop it, and start it again with this version",
+            )
+
     def close(self) -> None:
         with self._lock:
             self._connection.close()
@@ -322,7 +333,7 @@ def _check(connection: sqlite3.Connection, path: Path) -> None:
 def _migrate(connection: sqlite3.Connection, path: Path, schema: Sequence[str]) -> None:
     done = connection.execute("PRAGMA user_version").fetchone()[0]
     if done > len(schema):
-        raise StoreError(f"{path} was written by a newer version", mend="use that version, or another --home")
+        raise _newer(path)
     if done == len(schema):
         return
     connection.execute("BEGIN IMMEDIATE")
@@ -330,6 +341,10 @@ def _migrate(connection: sqlite3.Connection, path: Path, schema: Sequence[str]) 
         connection.execute(statement)
     connection.execute(f"PRAGMA user_version={len(schema)}")
     connection.execute("COMMIT")
+
+
+def _newer(path: Path) -> StoreError:
+    return StoreError(f"{path} was written by a newer version", mend="use that version, or another --home")
 
 
 def _primary_code(error: BaseException) -> int:

@@ -10,8 +10,10 @@ import pytest
 
 from perilune.accounts import audit
 from perilune.accounts.accounts import Accounts
-from perilune.errors import HomeLocked, NotFound
+from perilune.accounts.tables import SCHEMA
+from perilune.errors import HomeLocked, NotFound, StoreError
 from perilune.settings import Settings
+from perilune.store import Store
 
 
 def acted(home: Path) -> Accounts:
@@ -77,6 +79,17 @@ def test_a_changed_line_breaks_the_chain(tmp_path: Path, damage: str) -> None:
             connection.execute(damage)
         connection.close()
         assert any("the audit's line" in line for line in accounts.verify())
+
+
+@pytest.mark.parametrize(
+    ("missing", "words"), [(1, "older version, and that still owns it.*stop it"), (-1, "newer version")]
+)
+def test_beside_an_owner_of_another_version_one_clear_line(tmp_path: Path, missing: int, words: str) -> None:
+    Store(
+        tmp_path / "accounts.db", (*SCHEMA, "CREATE TABLE later (id INTEGER)")[: len(SCHEMA) - missing]
+    ).close()
+    with pytest.raises(StoreError, match=words):
+        Accounts.peek(tmp_path, Settings(home=tmp_path))
 
 
 def test_beside_a_running_owner_only_reading(tmp_path: Path) -> None:

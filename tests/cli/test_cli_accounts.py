@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.audit import record
 from perilune.chat.messages import Usage
 from perilune.cli import main as cli
 from perilune.cli.desk import money
@@ -140,6 +141,23 @@ def test_the_books_are_proved(home: Path, said: Said) -> None:
     connection.close()
     assert "api_key 2 has spent" in said("ledger", "verify", code=1)
     assert json.loads(said("ledger", "verify", "--json", code=1))["wrong"]
+
+
+def test_long_lists_are_shown_to_their_end(home: Path, said: Said) -> None:
+    use(home, 0)
+    with Accounts.open(home, Settings(home=home)) as accounts:
+        store = accounts.store
+        one = """INSERT INTO entry (organisation_id, kind, cash, voucher, reference, note, actor, created_ms)
+            VALUES (1, 'deposit', 1, 0, ?, '', 'test', 1)"""
+        references = [(f"r{number}",) for number in range(2001)]
+        store.write_now(lambda connection: connection.executemany(one, references))
+        store.write_now(
+            lambda connection: [record(connection, "test", "act", {"n": number}, 1) for number in range(2001)]
+        )
+    assert len(said("account", "entries").splitlines()) == 1 + 2001
+    lines = said("ledger", "audit").splitlines()
+    assert (len(lines), lines[0][-6:], lines[-1][-3:]) == (2001, "n 2000", "n 0")
+    assert [line["id"] for line in json.loads(said("ledger", "audit", "--json"))] == list(range(2001, 0, -1))
 
 
 def test_beside_a_server_without_a_door_only_reading(home: Path, said: Said) -> None:

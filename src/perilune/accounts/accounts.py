@@ -111,10 +111,12 @@ class Accounts:
     def peek(cls, home: Path, settings: Settings) -> Self:
         """Read-only, beside the process that owns HOME: whatever would write raises HomeLocked.
 
-        Raises ConfigError, StoreError (no accounts there yet)."""
+        Raises ConfigError, StoreError (no accounts there yet, or those of another version)."""
         prices, tiers = PriceBook.load(settings), TierBook.load(settings)
-        store = cast(Store, _Watcher(home / DATABASE))
+        watcher = _Watcher(home / DATABASE)
+        store = cast(Store, watcher)
         try:
+            watcher.expect(SCHEMA)
             accounts = cls(home, store, settings, prices, tiers)
             accounts.keyring.load()
             accounts.organisations.load()

@@ -6,7 +6,7 @@ import argparse
 import json
 from typing import Any
 
-from perilune.cli.desk import Desk, money, open_desk, print_table
+from perilune.cli.desk import Desk, money, open_desk, pages, print_table
 from perilune.cli.flags import Commands, add_settings, dollars, load_settings, whole
 from perilune.cli.keys import dollars_or_none
 
@@ -111,7 +111,11 @@ def show(given: argparse.Namespace) -> int:
 
 def entries(given: argparse.Namespace) -> int:
     with open_desk(load_settings(given)) as desk:
-        found = desk("account/entries", organisation=given.organisation, limit=1000)
+        found = [
+            one
+            for page in pages(desk, "account/entries", "id", organisation=given.organisation)
+            for one in page
+        ]
     rows = [
         (one["id"], one["kind"], money(one["cash"]), money(one["voucher"]), one["reference"], one["note"])
         for one in found

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 Desk = Callable[..., Any]
 """`desk("keys/create", name="ci")`: performs an act of accounts/desk and returns what it answers, as JSON."""
 TIMEOUT_S = 120.0
+PAGE = 1000
+"""What the desk gives at most at one time."""
 
 
 @contextmanager
@@ -107,6 +109,18 @@ def _admin_key(settings: Settings) -> str:
         raise ConfigError(
             "no admin key: keys.json is not in HOME", field="api_key", mend="set PERILUNE_API_KEY to one"
         ) from error
+
+
+def pages(desk: Desk, name: str, key: str, **fields: object) -> Iterator[list[Any]]:
+    """All of a list that the desk gives a page at a time: it may be larger than memory. `key` is the field
+    by which it goes on."""
+    after: dict[str, object] = {}
+    while True:
+        page = desk(name, limit=PAGE, **fields, **after)
+        yield page
+        if len(page) < PAGE:
+            return
+        after = {"before": page[-1][key]}
 
 
 def money(nano: int | None) -> str:

@@ -6,8 +6,9 @@ import argparse
 import json
 import sys
 from datetime import UTC, datetime
+from typing import Any
 
-from perilune.cli.desk import open_desk
+from perilune.cli.desk import open_desk, pages
 from perilune.cli.flags import Commands, add_settings, load_settings
 
 WRONG = 1
@@ -53,14 +54,17 @@ def fold(given: argparse.Namespace) -> int:
 
 def audit(given: argparse.Namespace) -> int:
     with open_desk(load_settings(given)) as desk:
-        lines = desk("audit/list", limit=1000)
-    if given.json:
-        print(json.dumps(lines, indent=2))
-        return 0
-    for line in lines:
-        at = datetime.fromtimestamp(line["at_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
-        detail = ", ".join(
-            f"{name} {value}" for name, value in line["detail"].items() if value not in (None, "")
-        )
-        print(f"{at}  {line['actor']}  {line['act']}  {detail}")
+        found = pages(desk, "audit/list", "id")
+        if given.json:
+            print(json.dumps([line for page in found for line in page], indent=2))
+            return 0
+        for page in found:
+            for line in page:
+                _print_line(line)
     return 0
+
+
+def _print_line(line: dict[str, Any]) -> None:
+    at = datetime.fromtimestamp(line["at_ms"] / 1000, UTC).strftime("%Y-%m-%d %H:%M:%S")
+    detail = ", ".join(f"{name} {value}" for name, value in line["detail"].items() if value not in (None, ""))
+    print(f"{at}  {line['actor']}  {line['act']}  {detail}")

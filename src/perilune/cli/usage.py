@@ -9,14 +9,12 @@ from datetime import date
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from perilune.cli.desk import Desk, money, open_desk, print_table
+from perilune.cli.desk import Desk, money, open_desk, pages, print_table
 from perilune.cli.flags import Commands, add_settings, load_settings
 from perilune.errors import InputError
 
 if TYPE_CHECKING:
     from perilune.accounts.prices import Buckets
-
-PAGE = 1000
 
 
 def add(commands: Commands) -> None:
@@ -114,9 +112,9 @@ def _print_calls(desk: Desk, given: argparse.Namespace) -> int:
 
     if given.json or given.since or given.until:
         raise InputError("goes with --csv only", field="--calls", mend="leave the other flags out")
-    before, first = "~", True
-    while True:
-        page = msgspec.convert(desk("ledger/calls", before=before, limit=PAGE), list[UsageRow])
+    first = True
+    for found in pages(desk, "ledger/calls", "request_id"):
+        page = msgspec.convert(found, list[UsageRow])
         if given.csv:
             text = calls_csv(page)
             sys.stdout.write(text if first else text.partition("\n")[2])
@@ -125,9 +123,8 @@ def _print_calls(desk: Desk, given: argparse.Namespace) -> int:
                 tokens = f"{row.uncached} + {row.cached} cached -> {row.output}"
                 whose = f"{row.request_id}  key {row.key_id}  {row.model}"
                 print(f"{whose}  {row.outcome}  {tokens}  ${money(row.charge)}")
-        if len(page) < PAGE:
-            return 0
-        before, first = page[-1].request_id, False
+        first = False
+    return 0
 
 
 def compare(given: argparse.Namespace) -> int:
