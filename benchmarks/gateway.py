@@ -166,7 +166,6 @@ def perilune(folder: Path, model: Server) -> Iterator[Server]:
     }
     (home / "perilune.toml").write_text(
         f'prepaid = true\ntier = "bench"\ntier_book = {json.dumps(str(home / "tiers.toml"))}\n'
-        'log_level = "warning"\n'
     )
     command = [sys.executable, "-m", "perilune"]
     top_up = [*command, "account", "topup", "1000000", "--home", str(home)]

@@ -218,7 +218,7 @@ class Store:
         try:
             execute("BEGIN IMMEDIATE")
             for waiter in waiters:
-                self._run_one(waiter)
+                self._run_one(waiter, alone=len(waiters) == 1)
             execute("COMMIT")
         except sqlite3.Error as error:
             for waiter in waiters:
@@ -226,18 +226,23 @@ class Store:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
 
-    def _run_one(self, waiter: _Waiter) -> None:
-        """Run one work in a savepoint of its own. Raises sqlite3.Error when the whole group is lost."""
+    def _run_one(self, waiter: _Waiter, alone: bool) -> None:
+        """Run one work, which fails by itself: in a savepoint of its own where it shares the transaction.
+        Raises sqlite3.Error when the whole group is lost."""
         execute = self._connection.execute
-        execute("SAVEPOINT one")
+        if not alone:
+            execute("SAVEPOINT one")
         try:
             waiter.result = waiter.work(self._connection)
         except Exception as error:
             if not self._connection.in_transaction or _is_storage_failure(error):
                 raise _sqlite_error(error) from error
             waiter.error = error  # it belongs to this waiter alone
-            execute("ROLLBACK TO one")
-        execute("RELEASE one")
+            execute("ROLLBACK" if alone else "ROLLBACK TO one")
+            if alone:
+                execute("BEGIN IMMEDIATE")
+        if not alone:
+            execute("RELEASE one")
 
     def _refuse_if_ended(self) -> None:
         if self._ended is None:

@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import date
-from typing import Literal
+from typing import Literal, NamedTuple
 
 from perilune.accounts.keys import Principal
 from perilune.accounts.prices import TOKENS_PER_RATE, Buckets, Price, upper_bound
@@ -30,7 +30,17 @@ Outcome = Literal["finished", "aborted", "failed", "orphaned"]
 
 IN_BOTH_ACCOUNTS = """id IN (
     SELECT account_id FROM api_key WHERE id = ? UNION ALL SELECT account_id FROM project WHERE id = ?)"""
-IN_BUDGET = "(budget IS NULL OR spent + reserved + ? <= budget)"
+TAKE = """UPDATE account SET reserved = reserved + ?
+    WHERE id IN (?, ?) AND (budget IS NULL OR spent + reserved + ? <= budget) RETURNING id"""
+SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE id IN (?, ?)"
+PRICE = "SELECT id FROM price_version WHERE name = ? AND input = ? AND cached_input = ? AND output = ?"
+OPEN = f"""INSERT INTO request
+        (id, key_id, project_id, price_id, model, reserved, uncached, opened_ms, prepaid)
+    VALUES (?, ?, ?, ({PRICE}), ?, ?, ?, ?, ?)"""
+CLOSE = """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
+    reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ? AND outcome = 'open'"""
+PAY = """UPDATE wallet SET voucher = voucher - ?, cash = cash - ?, reserved = reserved - ?
+    WHERE organisation_id = ?"""
 
 ROWS = """SELECT r.id, r.model, p.name, r.outcome, r.estimated, r.charge, r.reserved,
     r.uncached, r.cached, r.output, r.reasoning, r.opened_ms, r.settled_ms, r.key_id, r.project_id
@@ -48,6 +58,8 @@ class Reservation:
     """Nano-USD set aside."""
     max_tokens: int
     """Most tokens of the answer that it covers."""
+    prepaid: bool = False
+    """The amount is set aside in the organisation's wallet too."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +97,13 @@ class UsageRow:
     project_id: int
 
 
+class Pots(NamedTuple):
+    """The accounts of a key and of its project."""
+
+    key: int
+    project: int
+
+
 class Ledger:
     """The money side of one accounts.db. One process owns it (see `store.HomeLock`)."""
 
@@ -96,6 +115,7 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._prepaid = prepaid
+        self._pots: dict[int, Pots] = {}
 
     async def reserve(
         self,
@@ -119,35 +139,17 @@ class Ledger:
         prepaid = self._prepaid
 
         def work(connection: sqlite3.Connection) -> Reservation:
-            if connection.execute("SELECT 1 FROM request WHERE id = ?", (request_id,)).fetchone():
-                raise InputError(
-                    f"{request_id} was used before", field="request_id", mend="every call needs its own"
-                )
             tokens = max_tokens
             if least_tokens is not None and least_tokens < max_tokens:
                 room = _room(connection, principal, prepaid is not None)
                 tokens = _affordable(price, prompt_bound, least_tokens, max_tokens, room)
             amount = upper_bound(price, prompt_bound, tokens)
-            _take(connection, principal, amount)
+            _take(connection, principal, self._pots_of(connection, principal), amount)
             if prepaid is not None:
                 _take_prepaid(connection, principal, amount, prepaid)
-            connection.execute(
-                """INSERT INTO request
-                    (id, key_id, project_id, price_id, model, reserved, uncached, opened_ms, prepaid)
-                VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)""",
-                (
-                    request_id,
-                    principal.key_id,
-                    principal.project_id,
-                    _price_row(connection, price),
-                    model,
-                    amount,
-                    prompt_estimate,
-                    now,
-                    int(prepaid is not None),
-                ),
-            )
-            return Reservation(request_id, principal, price, amount, tokens)
+            made = Reservation(request_id, principal, price, amount, tokens, prepaid is not None)
+            _open(connection, made, model, prompt_estimate, now)
+            return made
 
         try:
             return await self._store.write(work)
@@ -168,10 +170,14 @@ class Ledger:
         """Close the row. On disk when this returns; cancelling the wait does not undo it. The first settle
         of a request wins, later ones return its charge."""
         now = self._now()
-        request_id = reservation.request_id
-        return await self._store.write(
-            lambda connection: _settle(connection, request_id, buckets, reasoning, outcome, estimated, now)
-        )
+
+        def work(connection: sqlite3.Connection) -> Charge:
+            pots = self._pots_of(connection, reservation.principal)
+            return _settle_open(
+                connection, reservation, pots, buckets, reasoning, outcome, estimated, now
+            ) or _settle(connection, reservation.request_id, buckets, reasoning, outcome, estimated, now)
+
+        return await self._store.write(work)
 
     def close_orphans(self) -> int:
         """Settle the rows that a dead process left open; how many. Call it before any new `reserve`.
@@ -204,23 +210,32 @@ class Ledger:
             found = self._store.read(f"{ROWS} WHERE {where} ORDER BY r.id DESC LIMIT ?", (*params, limit))
         return [_usage_row(row) for row in found]
 
+    def _pots_of(self, connection: sqlite3.Connection, principal: Principal) -> Pots:
+        """A key's accounts never change, so they are looked up once. On the writer thread."""
+        pots = self._pots.get(principal.key_id)
+        if pots is None:
+            found = connection.execute(
+                """SELECT k.account_id, p.account_id FROM api_key k JOIN project p ON p.id = k.project_id
+                WHERE k.id = ?""",
+                (principal.key_id,),
+            ).fetchone()
+            pots = self._pots[principal.key_id] = Pots(*found)
+        return pots
+
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
 
-def _take(connection: sqlite3.Connection, principal: Principal, amount: int) -> None:
-    """Reserve in the key's account, then in the project's. A refusal undoes both with this write."""
-    for owner, number in (("api_key", principal.key_id), ("project", principal.project_id)):
-        taken = connection.execute(
-            f"""UPDATE account SET reserved = reserved + ?
-            WHERE id = (SELECT account_id FROM {owner} WHERE id = ?) AND {IN_BUDGET}""",
-            (amount, number, amount),
-        )
-        if taken.rowcount == 1:
+def _take(connection: sqlite3.Connection, principal: Principal, pots: Pots, amount: int) -> None:
+    """Reserve in both accounts. A refusal undoes the whole write."""
+    taken = connection.execute(TAKE, (amount, *pots, amount)).fetchall()
+    if len(taken) == 2:
+        return
+    for owner, pot in (("api_key", pots.key), ("project", pots.project)):
+        if (pot,) in taken:
             continue
         spent, budget = connection.execute(
-            f"SELECT spent, budget FROM account WHERE id = (SELECT account_id FROM {owner} WHERE id = ?)",
-            (number,),
+            "SELECT spent, budget FROM account WHERE id = ?", (pot,)
         ).fetchone()
         passing = spent + amount <= budget
         held = " while others are under way" if passing else ""
@@ -286,6 +301,54 @@ def _take_prepaid(
     )
 
 
+def _open(
+    connection: sqlite3.Connection, made: Reservation, model: str, prompt_estimate: int, now: int
+) -> None:
+    """Raises InputError for a request id that was used before."""
+    price, principal = made.price, made.principal
+    rates = (price.version, price.input, price.cached_input, price.output)
+    row = (
+        *(made.request_id, principal.key_id, principal.project_id),
+        *rates,
+        *(model, made.amount, prompt_estimate, now, int(made.prepaid)),
+    )
+    try:
+        connection.execute(OPEN, row)
+    except sqlite3.IntegrityError:
+        if connection.execute("SELECT 1 FROM request WHERE id = ?", (made.request_id,)).fetchone():
+            raise InputError(
+                f"{made.request_id} was used before", field="request_id", mend="every call needs its own"
+            ) from None
+        _add_price(connection, price)
+        connection.execute(OPEN, row)
+
+
+def _settle_open(
+    connection: sqlite3.Connection,
+    reservation: Reservation,
+    pots: Pots,
+    buckets: Buckets,
+    reasoning: int,
+    outcome: Outcome,
+    estimated: bool,
+    now: int,
+) -> Charge | None:
+    """Close a row of which all is known that its settling needs; None when it is not open."""
+    charge = reservation.price.charge(buckets)
+    organisation, granted = reservation.principal.organisation_id, 0
+    if reservation.prepaid:
+        voucher = connection.execute("SELECT voucher FROM wallet WHERE organisation_id = ?", (organisation,))
+        granted = min(int(voucher.fetchone()[0]), charge)
+    counts = (buckets.uncached, buckets.cached, buckets.output, reasoning)
+    row = (outcome, int(estimated), charge, *counts, granted, now, reservation.request_id)
+    if connection.execute(CLOSE, row).rowcount != 1:
+        return None
+    if reservation.prepaid:
+        connection.execute(PAY, (granted, charge - granted, reservation.amount, organisation))
+    connection.execute(SPEND, (charge, reservation.amount, *pots))
+    return Charge(reservation.request_id, charge, reservation.price.version, outcome, buckets, estimated)
+
+
 def _settle(
     connection: sqlite3.Connection,
     request_id: str,
@@ -308,23 +371,9 @@ def _settle(
     if was != "open":
         return Charge(request_id, row[9], name, was, Buckets(*row[10:13]), bool(row[13]))
     charge = Price(name, date.min, *rates).charge(buckets)
-    from_voucher = _pay(connection, project_id, charge, reserved) if prepaid else 0
-    connection.execute(
-        """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
-            reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ?""",
-        (
-            outcome,
-            int(estimated),
-            charge,
-            buckets.uncached,
-            buckets.cached,
-            buckets.output,
-            reasoning,
-            from_voucher,
-            now,
-            request_id,
-        ),
-    )
+    granted = _pay(connection, project_id, charge, reserved) if prepaid else 0
+    counts = (buckets.uncached, buckets.cached, buckets.output, reasoning)
+    connection.execute(CLOSE, (outcome, int(estimated), charge, *counts, granted, now, request_id))
     connection.execute(
         f"UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE {IN_BOTH_ACCOUNTS}",
         (charge, reserved, key_id, project_id),
@@ -340,11 +389,7 @@ def _pay(connection: sqlite3.Connection, project_id: int, charge: int, reserved:
         (project_id,),
     ).fetchone()
     granted = min(int(voucher), charge)
-    connection.execute(
-        """UPDATE wallet SET voucher = voucher - ?, cash = cash - ?, reserved = reserved - ?
-        WHERE organisation_id = ?""",
-        (granted, charge - granted, reserved, organisation_id),
-    )
+    connection.execute(PAY, (granted, charge - granted, reserved, organisation_id))
     return granted
 
 
@@ -354,27 +399,20 @@ def _abandon(connection: sqlite3.Connection, request_id: str, now: int) -> None:
         _settle(connection, request_id, Buckets(), 0, "aborted", False, now)
 
 
-def _price_row(connection: sqlite3.Connection, price: Price) -> int:
-    """The row of this price version, made at its first use.
+def _add_price(connection: sqlite3.Connection, price: Price) -> None:
+    """Enter a price version at its first use.
 
     Raises ConfigError when the book's version differs from what was billed under its name before."""
-    rates = (price.input, price.cached_input, price.output)
-    found = connection.execute(
-        "SELECT id, input, cached_input, output FROM price_version WHERE name = ?", (price.version,)
-    ).fetchone()
-    if found is None:
-        made = connection.execute(
-            "INSERT INTO price_version (name, input, cached_input, output) VALUES (?, ?, ?, ?) RETURNING id",
-            (price.version, *rates),
-        ).fetchone()
-        return int(made[0])
-    if tuple(found[1:]) != rates:
+    if connection.execute("SELECT 1 FROM price_version WHERE name = ?", (price.version,)).fetchone():
         raise ConfigError(
             f"{price.version} was billed at other rates before",
             field="price_book",
             mend="prices are never edited: add an entry with a later `from`",
         )
-    return int(found[0])
+    connection.execute(
+        "INSERT INTO price_version (name, input, cached_input, output) VALUES (?, ?, ?, ?)",
+        (price.version, price.input, price.cached_input, price.output),
+    )
 
 
 def _usage_row(row: tuple[object, ...]) -> UsageRow:

@@ -57,6 +57,10 @@ class Edge:
             log.warning("%s %s was cut off: the server stops", scope["method"], _path(scope))
             if not status:
                 await send_json(send_with_id, encode_error(_stopping()), 503)
+        except HTTPException as refusal:
+            if not status:
+                response = await http_problem(HttpRequest(scope), refusal)
+                await response(scope, receive, send_with_id)
         except Exception as error:  # noqa: BLE001  the request's edge: the client gets an error, the log the trace
             problem = told(error, f"{scope['method']} {_path(scope)}")
             # Once half an answer is out, its unfinished body tells the client that it is not whole.

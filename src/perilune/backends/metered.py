@@ -12,10 +12,10 @@ Only a killed process leaves a row open; the next start closes it (`accounts/led
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass
-from typing import Self, cast
+from typing import Any, Self, cast
 
 import msgspec
 
@@ -182,8 +182,8 @@ class MeteredCall:
     def __aiter__(self) -> Self:
         return self
 
-    async def __anext__(self) -> Event:
-        return await anext(self._events)
+    def __anext__(self) -> Coroutine[Any, Any, Event]:
+        return self._events.__anext__()
 
     async def aclose(self) -> None:
         """Abort the call and settle what was produced. Nothing to do after its end."""
@@ -195,7 +195,7 @@ class MeteredCall:
         reservation = await self._backend._reserve(self.request_id, quote)
         outcome: Outcome = "aborted"
         try:
-            async with aclosing(self._inner_stream(reservation)) as events:
+            async with aclosing(await self._inner_stream(reservation)) as events:
                 async for event in events:
                     self._count(event)
                     if isinstance(event, Finished):
@@ -212,10 +212,13 @@ class MeteredCall:
             if self.charge is None:
                 await self._settle_unfinished(reservation, quote, outcome)
 
-    def _inner_stream(self, reservation: Reservation) -> AsyncGenerator[Event, None]:
+    async def _inner_stream(self, reservation: Reservation) -> AsyncGenerator[Event, None]:
         """The inner call, held to the tokens that were reserved for it."""
+        inner = self._backend._inner
         request = msgspec.structs.replace(self._request, max_tokens=reservation.max_tokens)
-        return cast(AsyncGenerator[Event, None], self._backend._inner.stream(request))
+        if isinstance(inner, Router):
+            return await inner.open(request)
+        return cast(AsyncGenerator[Event, None], inner.stream(request))
 
     async def _settle_finished(self, reservation: Reservation, quote: Quote, event: Finished) -> Finished:
         """No prompt is empty: counts that say so, or that no model can reach, are not taken as counts."""

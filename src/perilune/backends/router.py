@@ -39,9 +39,14 @@ class Router:
         """`serve_as`, in all its spellings, is one more alias of the first backend's first model."""
         self._backends = tuple(backends)
         self._serve_as = (serve_as, *SPELLINGS.get(serve_as, ())) if serve_as else ()
+        self._known: list[ModelEntry] = []
+        self._routes: list[tuple[ModelEntry, int]] = []
+        """Made of the entries in `_known`: each with the place of its backend."""
 
     def serving(self, principal: Principal) -> Router:
         """The same backends for one caller: the rules of those that have some are applied."""
+        if not any(isinstance(one, Replicas) for one in self._backends):
+            return self
         view = copy.copy(self)
         view._backends = tuple(
             one.serving(principal) if isinstance(one, Replicas) else one for one in self._backends
@@ -49,14 +54,18 @@ class Router:
         return view
 
     async def models(self) -> tuple[ModelEntry, ...]:
-        return tuple(entry for entry, _ in await self._routes())
+        return tuple(entry for entry, _ in await self._table())
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
+        async with aclosing(await self.open(request)) as events:
+            async for event in events:
+                yield event
+
+    async def open(self, request: Request) -> AsyncGenerator[Event, None]:
+        """The stream of the backend that the request goes to, without ours around it."""
         entry, backend = await self._route(request.model)
         events = backend.stream(msgspec.structs.replace(request, model=entry.id))
-        async with aclosing(cast(AsyncGenerator[Event, None], events)) as stream:
-            async for event in stream:
-                yield event
+        return cast(AsyncGenerator[Event, None], events)
 
     async def ready(self) -> None:
         for backend in self._backends:
@@ -73,18 +82,27 @@ class Router:
                 raise result
 
     async def _route(self, name: str) -> tuple[ModelEntry, Backend]:
-        routes = await self._routes()
+        routes = await self._table()
         entry = find_entry((entry for entry, _ in routes), name)
-        return entry, next(backend for known, backend in routes if known is entry)
+        return entry, self._backends[next(place for known, place in routes if known is entry)]
 
-    async def _routes(self) -> list[tuple[ModelEntry, Backend]]:
+    async def _table(self) -> list[tuple[ModelEntry, int]]:
         """Raises ConfigError when two backends claim one name."""
-        routes = [(entry, backend) for backend in self._backends for entry in await backend.models()]
+        found = [(entry, place) for place, one in enumerate(self._backends) for entry in await one.models()]
+        entries = [entry for entry, _ in found]
+        if list(map(id, entries)) != list(map(id, self._known)):
+            self._routes = self._named(found)
+            self._known = entries
+        return self._routes
+
+    def _named(self, routes: list[tuple[ModelEntry, int]]) -> list[tuple[ModelEntry, int]]:
+        """The same with the names that `serve_as` gave. Raises ConfigError where a name has two claims."""
         if self._serve_as and routes:
-            first, backend = routes[0]
+            first, place = routes[0]
             more = tuple(name for name in self._serve_as if name not in names_of(first))
             if more:
-                routes[0] = (msgspec.structs.replace(first, aliases=first.aliases + more), backend)
+                renamed = msgspec.structs.replace(first, aliases=first.aliases + more)
+                routes = [(renamed, place), *routes[1:]]
         claimed: set[str] = set()
         for entry, _ in routes:
             if taken := claimed & names_of(entry):
@@ -103,7 +121,7 @@ def find_entry(entries: Iterable[ModelEntry], name: str) -> ModelEntry:
     """The model that answers to this name. Raises NotFound naming those there are."""
     known = tuple(entries)
     for entry in known:
-        if name in names_of(entry):
+        if name == entry.id or name in entry.aliases:
             return entry
     served = ", ".join(entry.id for entry in known) or "none"
     raise NotFound(f"Not found the model {name} or Permission denied", mend=f"models served: {served}")
