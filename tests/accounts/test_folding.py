@@ -107,7 +107,7 @@ async def test_verify_finds_a_changed_sum(accounts: Accounts, tmp_path: Path) ->
         connection.execute("UPDATE carried SET charge = charge + 100, from_cash = 0")
     connection.close()
     said = "\n".join(accounts.verify())
-    assert re.search(r"the sum of 2026-01, key 2, m0 is charged \d+, its tokens cost", said)
+    assert re.search(r"the sum of 2026-01, key 2, m0 is charged \d+, what it used costs", said)
     assert "api_key 2 has spent" in said and "organisation 1 has cash" in said
 
 

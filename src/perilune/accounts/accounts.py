@@ -26,7 +26,7 @@ from perilune.accounts.keys import Principal
 from perilune.accounts.ledger import Charge, Ledger, Outcome, Reservation, UsageRow
 from perilune.accounts.limits import Gate, Limits
 from perilune.accounts.organisations import LOCAL, Organisations
-from perilune.accounts.prices import NANO_PER_USD, Buckets, PriceBook, TokenCounts
+from perilune.accounts.prices import NANO_PER_USD, SEARCH, Buckets, PriceBook, TokenCounts
 from perilune.accounts.tables import SCHEMA
 from perilune.accounts.tiers import TierBook
 from perilune.accounts.wallet import Prepaid, Wallets
@@ -248,6 +248,28 @@ class Accounts:
         if gate is not None:
             self.counters.settled(charge)
         return charge
+
+    async def reserve_search(self, principal: Principal, *, request_id: str) -> Reservation:
+        """Set aside the price of one web search: see `Ledger.reserve_search`. It is no model call, so rate
+        limits do not count it. `settle_search` or `release_search` ends it."""
+        price = self.prices.price(SEARCH)
+        try:
+            return await self.ledger.reserve_search(principal, request_id=request_id, price=price)
+        except AccountError as error:
+            self.counters.refused(error.code)
+            raise
+
+    async def settle_search(self, reservation: Reservation, *, found: bool) -> Charge:
+        """Charge a search that was made, or with not `found` one that failed: nothing. Later settles of the
+        same search return the first one's charge."""
+        outcome: Outcome = "finished" if found else "failed"
+        charge = await self.ledger.settle(reservation, Buckets(searches=int(found)), outcome=outcome)
+        self.counters.settled(charge)
+        return charge
+
+    async def release_search(self, reservation: Reservation) -> None:
+        """Of a search that nobody asked for nothing stays in the books."""
+        await self.ledger.release(reservation)
 
     def usage_rows(
         self, project_id: int | None = None, *, before: str = "~", limit: int = 100

@@ -33,20 +33,26 @@ def _wrong_charges(source: Source) -> list[str]:
     wrong: list[str] = []
     rows = _settled_page(source, "")
     while rows:
-        for request_id, charge, granted, prepaid, uncached, cached, output, name, *rates in rows:
-            due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
+        for request_id, charge, granted, prepaid, *rest in rows:
+            due = _due(rest)
             if due != charge:
-                wrong.append(f"request {request_id} is charged {charge}, its tokens cost {due}")
+                wrong.append(f"request {request_id} is charged {charge}, what it used costs {due}")
             if not 0 <= granted <= (charge if prepaid else 0):
                 wrong.append(f"request {request_id} took {granted} of its charge {charge} from vouchers")
         rows = _settled_page(source, rows[-1][0])
     return wrong
 
 
+def _due(columns: list[Any]) -> int:
+    """What is used, by the four counts, at the rates of the price version after them."""
+    used, name, rates = columns[:4], columns[4], columns[5:]
+    return Price(name, date.min, *rates).charge(Buckets(*used))
+
+
 def _settled_page(source: Source, after: str) -> list[tuple[Any, ...]]:
     return source.read(
-        """SELECT r.id, r.charge, r.from_voucher, r.prepaid, r.uncached, r.cached, r.output,
-            p.name, p.input, p.cached_input, p.output
+        """SELECT r.id, r.charge, r.from_voucher, r.prepaid, r.uncached, r.cached, r.output, r.searches,
+            p.name, p.input, p.cached_input, p.output, p.search
         FROM request r JOIN price_version p ON p.id = r.price_id
         WHERE r.outcome <> 'open' AND r.id > ? ORDER BY r.id LIMIT ?""",
         (after, PAGE),
@@ -56,16 +62,16 @@ def _settled_page(source: Source, after: str) -> list[tuple[Any, ...]]:
 def _wrong_sums(source: Source) -> list[str]:
     """A sum's charge is that of its calls, each of which was rounded up by less than one."""
     rows = source.read(
-        """SELECT c.month, c.key_id, c.model, c.calls, c.charge, c.uncached, c.cached, c.output,
-            p.name, p.input, p.cached_input, p.output
+        """SELECT c.month, c.key_id, c.model, c.calls, c.charge, c.uncached, c.cached, c.output, c.searches,
+            p.name, p.input, p.cached_input, p.output, p.search
         FROM carried c JOIN price_version p ON p.id = c.price_id"""
     )
     wrong = []
-    for month, key_id, model, calls, charge, uncached, cached, output, name, *rates in rows:
-        due = Price(name, date.min, *rates).charge(Buckets(uncached, cached, output))
+    for month, key_id, model, calls, charge, *rest in rows:
+        due = _due(rest)
         if not due <= charge <= due + calls:
             wrong.append(
-                f"the sum of {month}, key {key_id}, {model} is charged {charge}, its tokens cost {due}"
+                f"the sum of {month}, key {key_id}, {model} is charged {charge}, what it used costs {due}"
             )
     return wrong
 

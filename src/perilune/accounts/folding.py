@@ -16,10 +16,10 @@ STEP_ROWS = 2000
 
 UP_TO = "outcome <> 'open' AND (settled_ms < ? OR (settled_ms = ? AND id <= ?))"
 CARRY = f"""INSERT INTO carried (month, key_id, project_id, model, price_id, calls, estimated, charge,
-        from_cash, from_voucher, uncached, cached, output, reasoning)
+        from_cash, from_voucher, uncached, cached, output, searches, reasoning)
     SELECT ?, key_id, project_id, model, price_id, COUNT(*), SUM(estimated), SUM(charge),
         SUM(CASE WHEN prepaid = 1 THEN charge - from_voucher ELSE 0 END), SUM(from_voucher),
-        SUM(uncached), SUM(cached), SUM(output), SUM(reasoning)
+        SUM(uncached), SUM(cached), SUM(output), SUM(searches), SUM(reasoning)
     FROM request WHERE {UP_TO}
     GROUP BY key_id, project_id, model, price_id
     ON CONFLICT (month, key_id, project_id, model, price_id) DO UPDATE SET
@@ -27,7 +27,8 @@ CARRY = f"""INSERT INTO carried (month, key_id, project_id, model, price_id, cal
         charge = carried.charge + excluded.charge, from_cash = carried.from_cash + excluded.from_cash,
         from_voucher = carried.from_voucher + excluded.from_voucher,
         uncached = carried.uncached + excluded.uncached, cached = carried.cached + excluded.cached,
-        output = carried.output + excluded.output, reasoning = carried.reasoning + excluded.reasoning"""
+        output = carried.output + excluded.output, searches = carried.searches + excluded.searches,
+        reasoning = carried.reasoning + excluded.reasoning"""
 
 
 def first_kept_ms(now_s: float, months: int) -> int:

@@ -1,4 +1,5 @@
-"""The ledger: one row per model call, written before the call and settled before its last byte leaves.
+"""The ledger: one row per model call and per web search, written before it is made and settled before its
+last byte leaves.
 
     open      reserve the most the call can cost in its key's and its project's account, or refuse
     settle    replace the reservation by the charge; a second settle changes nothing
@@ -24,6 +25,9 @@ from perilune.accounts.wallet import AVAILABLE, Prepaid
 from perilune.errors import ConfigError, InputError, InsufficientBalance, LimitReached, StoreError
 from perilune.store import Store
 
+SEARCH_MODEL = "$web_search"
+"""What stands in the place of a model's name in the row of a search."""
+
 Outcome = Literal["finished", "aborted", "failed", "orphaned"]
 """`finished`: the whole answer; `aborted`: the caller left; `failed`: the model's side broke;
 `orphaned`: this process died during the call."""
@@ -33,12 +37,13 @@ IN_BOTH_ACCOUNTS = """id IN (
 TAKE = """UPDATE account SET reserved = reserved + ?
     WHERE id IN (?, ?) AND (budget IS NULL OR spent + reserved + ? <= budget) RETURNING id"""
 SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE id IN (?, ?)"
-PRICE = "SELECT id FROM price_version WHERE name = ? AND input = ? AND cached_input = ? AND output = ?"
+PRICE = """SELECT id FROM price_version
+    WHERE name = ? AND input = ? AND cached_input = ? AND output = ? AND search = ?"""
 OPEN = f"""INSERT INTO request
         (id, key_id, project_id, price_id, model, reserved, uncached, opened_ms, prepaid)
     VALUES (?, ?, ?, ({PRICE}), ?, ?, ?, ?, ?)"""
 CLOSE = """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
-    reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ? AND outcome = 'open'"""
+    searches = ?, reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ? AND outcome = 'open'"""
 PAY = """UPDATE wallet SET voucher = voucher - ?, cash = cash - ?, reserved = reserved - ?
     WHERE organisation_id = ?"""
 
@@ -144,11 +149,8 @@ class Ledger:
                 room = _room(connection, principal, prepaid is not None)
                 tokens = _affordable(price, prompt_bound, least_tokens, max_tokens, room)
             amount = upper_bound(price, prompt_bound, tokens)
-            _take(connection, principal, self._pots_of(connection, principal), amount)
-            if prepaid is not None:
-                _take_prepaid(connection, principal, amount, prepaid)
             made = Reservation(request_id, principal, price, amount, tokens, prepaid is not None)
-            _open(connection, made, model, prompt_estimate, now)
+            self._hold(connection, made, model, prompt_estimate, now)
             return made
 
         try:
@@ -157,6 +159,30 @@ class Ledger:
             # The row may be on its way; writes run in order, so this one comes after it.
             await self._store.write(lambda connection: _abandon(connection, request_id, now))
             raise
+
+    async def reserve_search(self, principal: Principal, *, request_id: str, price: Price) -> Reservation:
+        """Open a row for one web search; `settle` with one of `searches` charges it, `release` takes it back.
+
+        Raises what `reserve` raises."""
+        now = self._now()
+        made = Reservation(request_id, principal, price, price.search, 0, self._prepaid is not None)
+        try:
+            await self._store.write(lambda connection: self._hold(connection, made, SEARCH_MODEL, 0, now))
+        except asyncio.CancelledError:
+            await self.release(made)
+            raise
+        return made
+
+    async def release(self, reservation: Reservation) -> None:
+        """Take the row of a search that was not made out again. Does nothing to one that is settled."""
+        now = self._now()
+
+        def work(connection: sqlite3.Connection) -> None:
+            pots = self._pots_of(connection, reservation.principal)
+            if _settle_open(connection, reservation, pots, Buckets(), 0, "aborted", False, now):
+                connection.execute("DELETE FROM request WHERE id = ?", (reservation.request_id,))
+
+        await self._store.write(work)
 
     async def settle(
         self,
@@ -209,6 +235,16 @@ class Ledger:
         else:
             found = self._store.read(f"{ROWS} WHERE {where} ORDER BY r.id DESC LIMIT ?", (*params, limit))
         return [_usage_row(row) for row in found]
+
+    def _hold(
+        self, connection: sqlite3.Connection, made: Reservation, model: str, prompt_estimate: int, now: int
+    ) -> None:
+        """Reserve everywhere and write the row, or raise; then nothing of it stays."""
+        principal = made.principal
+        _take(connection, principal, self._pots_of(connection, principal), made.amount)
+        if self._prepaid is not None and made.prepaid:
+            _take_prepaid(connection, principal, made.amount, self._prepaid)
+        _open(connection, made, model, prompt_estimate, now)
 
     def _pots_of(self, connection: sqlite3.Connection, principal: Principal) -> Pots:
         """A key's accounts never change, so they are looked up once. On the writer thread."""
@@ -306,7 +342,7 @@ def _open(
 ) -> None:
     """Raises InputError for a request id that was used before."""
     price, principal = made.price, made.principal
-    rates = (price.version, price.input, price.cached_input, price.output)
+    rates = (price.version, price.input, price.cached_input, price.output, price.search)
     row = (
         *(made.request_id, principal.key_id, principal.project_id),
         *rates,
@@ -339,7 +375,7 @@ def _settle_open(
     if reservation.prepaid:
         voucher = connection.execute("SELECT voucher FROM wallet WHERE organisation_id = ?", (organisation,))
         granted = min(int(voucher.fetchone()[0]), charge)
-    counts = (buckets.uncached, buckets.cached, buckets.output, reasoning)
+    counts = (buckets.uncached, buckets.cached, buckets.output, buckets.searches, reasoning)
     row = (outcome, int(estimated), charge, *counts, granted, now, reservation.request_id)
     if connection.execute(CLOSE, row).rowcount != 1:
         return None
@@ -360,19 +396,19 @@ def _settle(
 ) -> Charge:
     row = connection.execute(
         """SELECT r.outcome, r.reserved, r.key_id, r.project_id, r.prepaid,
-            p.name, p.input, p.cached_input, p.output,
-            r.charge, r.uncached, r.cached, r.output, r.estimated
+            p.name, p.input, p.cached_input, p.output, p.search,
+            r.charge, r.uncached, r.cached, r.output, r.searches, r.estimated
         FROM request r JOIN price_version p ON p.id = r.price_id WHERE r.id = ?""",
         (request_id,),
     ).fetchone()
     if row is None:
         raise StoreError(f"request {request_id} was never opened", mend="reserve before you settle")
-    was, reserved, key_id, project_id, prepaid, name, *rates = row[:9]
+    was, reserved, key_id, project_id, prepaid, name, *rates = row[:10]
     if was != "open":
-        return Charge(request_id, row[9], name, was, Buckets(*row[10:13]), bool(row[13]))
+        return Charge(request_id, row[10], name, was, Buckets(*row[11:15]), bool(row[15]))
     charge = Price(name, date.min, *rates).charge(buckets)
     granted = _pay(connection, project_id, charge, reserved) if prepaid else 0
-    counts = (buckets.uncached, buckets.cached, buckets.output, reasoning)
+    counts = (buckets.uncached, buckets.cached, buckets.output, buckets.searches, reasoning)
     connection.execute(CLOSE, (outcome, int(estimated), charge, *counts, granted, now, request_id))
     connection.execute(
         f"UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE {IN_BOTH_ACCOUNTS}",
@@ -410,8 +446,8 @@ def _add_price(connection: sqlite3.Connection, price: Price) -> None:
             mend="prices are never edited: add an entry with a later `from`",
         )
     connection.execute(
-        "INSERT INTO price_version (name, input, cached_input, output) VALUES (?, ?, ?, ?)",
-        (price.version, price.input, price.cached_input, price.output),
+        "INSERT INTO price_version (name, input, cached_input, output, search) VALUES (?, ?, ?, ?, ?)",
+        (price.version, price.input, price.cached_input, price.output, price.search),
     )
 
 

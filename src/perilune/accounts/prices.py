@@ -1,4 +1,4 @@
-"""The price book: what tokens cost, in integer nano-USD, by version.
+"""The price book: what tokens and web searches cost, in integer nano-USD, by version.
 
 A price has an id, such as `kimi-k2.6`, and versions, each with the date from which it holds. Usage is
 split into disjoint buckets before it is multiplied, so no token is billed twice. No float is involved:
@@ -21,6 +21,8 @@ NANO_PER_USD = 1_000_000_000
 TOKENS_PER_RATE = 1_000_000
 """Rates are nano-USD per so many tokens."""
 FIELDS = ("input", "cached_input", "output")
+SEARCH = "web_search"
+"""Id of the price of a web search. A book without one has the bundled book's."""
 
 
 class TokenCounts(Protocol):
@@ -37,11 +39,12 @@ class TokenCounts(Protocol):
 
 @dataclass(frozen=True)
 class Buckets:
-    """Disjoint token counts: each token of a call is in exactly one."""
+    """Disjoint token counts: each token of a call is in exactly one. A search has none."""
 
     uncached: int = 0
     cached: int = 0
     output: int = 0
+    searches: int = 0
 
     @classmethod
     def of(cls, usage: TokenCounts) -> Self:
@@ -60,6 +63,8 @@ class Price:
     input: int
     cached_input: int
     output: int
+    search: int = 0
+    """Nano-USD for one."""
 
     @property
     def version(self) -> str:
@@ -71,7 +76,7 @@ class Price:
         total = (
             buckets.uncached * self.input + buckets.cached * self.cached_input + buckets.output * self.output
         )
-        return -(-total // TOKENS_PER_RATE)
+        return -(-total // TOKENS_PER_RATE) + buckets.searches * self.search
 
 
 class PriceBook:
@@ -93,7 +98,11 @@ class PriceBook:
         """The book that the setting `price_book` names, else the bundled one.
 
         Raises ConfigError naming the file and the entry."""
-        return cls(parse_prices(*read_book(settings.price_book, "prices.toml", "price_book")))
+        prices = parse_prices(*read_book(settings.price_book, "prices.toml", "price_book"))
+        if not any(price.id == SEARCH for price in prices):
+            bundled = parse_prices(*read_book(None, "prices.toml", "price_book"))
+            prices += tuple(price for price in bundled if price.id == SEARCH)
+        return cls(prices)
 
     @property
     def ids(self) -> tuple[str, ...]:
@@ -134,19 +143,21 @@ def parse_prices(text: str, source: str) -> tuple[Price, ...]:
 
 
 def _price(entry: Mapping[str, Any], where: str) -> Price:
-    expected = {"id", "from", *FIELDS}
+    is_search = isinstance(entry, dict) and entry.get("id") == SEARCH
+    rated = ("search",) if is_search else FIELDS
+    expected = {"id", "from", *rated}
     if not isinstance(entry, dict) or set(entry) != expected:
         raise _wrong(where, f"expected exactly {', '.join(sorted(expected))}")
     if not isinstance(entry["id"], str) or not entry["id"]:
         raise _wrong(where, "id must be text")
     if not isinstance(entry["from"], date) or isinstance(entry["from"], datetime):
         raise _wrong(where, "from must be a date")
-    rates = {field: _rate(entry[field], field, where) for field in FIELDS}
+    rates = dict.fromkeys(FIELDS, 0) | {field: _rate(entry[field], field, where) for field in rated}
     return Price(entry["id"], entry["from"], **rates)
 
 
 def _rate(value: object, field: str, where: str) -> int:
-    """USD per million tokens as nano-USD per million tokens."""
+    """USD as nano-USD, per million tokens or for one search."""
     if isinstance(value, bool) or not isinstance(value, int | Decimal):
         raise _wrong(where, f"{field} must be a number")
     if not Decimal(value).is_finite() or value < 0:

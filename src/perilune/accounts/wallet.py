@@ -48,6 +48,26 @@ class Entry:
     created_ms: int
 
 
+@dataclass(frozen=True)
+class Fee:
+    """A web search that was charged. While `prepaid` is off it takes nothing from cash and vouchers."""
+
+    search_id: str
+    key_id: int
+    project_id: int
+    price_version: str
+    charge: int
+    cash: int
+    voucher: int
+    settled_ms: int
+
+
+FEES = """SELECT r.id, r.key_id, r.project_id, v.name, r.charge,
+        CASE WHEN r.prepaid = 1 THEN r.from_voucher - r.charge ELSE 0 END, -r.from_voucher, r.settled_ms
+    FROM request r JOIN project p ON p.id = r.project_id JOIN price_version v ON v.id = r.price_id
+    WHERE r.searches > 0 AND p.organisation_id = ? AND r.id < ? ORDER BY r.id DESC LIMIT ?"""
+
+
 class Wallets:
     def __init__(self, store: Store, clock: Callable[[], float]) -> None:
         self._store = store
@@ -112,6 +132,11 @@ class Wallets:
             (organisation_id, before if before is not None else 1 << 62, limit),
         )
         return [Entry(*row) for row in rows]
+
+    def fees(self, organisation_id: int, before: str = "~", limit: int = 100) -> list[Fee]:
+        """Web searches, newest first; page on with the last id as `before`. Those of folded months are in
+        the sums that `usage` shows."""
+        return [Fee(*row) for row in self._store.read(FEES, (organisation_id, before, limit))]
 
 
 ENTRIES = "SELECT id, organisation_id, kind, cash, voucher, reference, note, actor, created_ms FROM entry"

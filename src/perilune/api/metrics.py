@@ -93,7 +93,7 @@ class Metrics:
             ({"price": price, "outcome": outcome}, str(count))
             for (price, outcome), count in seen.calls.items()
         ]
-        page.add("perilune_calls_total", "counter", "Settled model calls.", calls)
+        page.add("perilune_calls_total", "counter", "Settled model calls and web searches.", calls)
         tokens = [
             ({"price": price, "kind": kind}, str(count)) for (price, kind), count in seen.tokens.items()
         ]

@@ -15,6 +15,7 @@ ENTRIES = {
     "voucher": ("voucher", "grant credit, which is spent before cash"),
     "correct": ("correction", "put a balance right; the amount may be below zero, such as -2.50"),
 }
+FEE_COLUMNS = ("web search", "key", "charge", "cash", "voucher", "price")
 
 
 def add(commands: Commands) -> None:
@@ -23,7 +24,9 @@ def add(commands: Commands) -> None:
     shown = actions.add_parser("show", help="everything, with balances, budgets and limits")
     shown.add_argument("--json", action="store_true", help="as JSON")
     shown.set_defaults(run=show)
-    listed = actions.add_parser("entries", help="deposits, vouchers and corrections, newest first")
+    listed = actions.add_parser(
+        "entries", help="deposits, vouchers and corrections, and fees for web searches, newest first"
+    )
     listed.set_defaults(run=entries)
     _add_entries(actions)
     new = actions.add_parser("organisation", help="make an organisation, with a project named default")
@@ -116,12 +119,22 @@ def entries(given: argparse.Namespace) -> int:
             for page in pages(desk, "account/entries", "id", organisation=given.organisation)
             for one in page
         ]
+        searches = pages(desk, "account/fees", "search_id", organisation=given.organisation)
+        fees = [one for page in searches for one in page]
     rows = [
         (one["id"], one["kind"], money(one["cash"]), money(one["voucher"]), one["reference"], one["note"])
         for one in found
     ]
     print_table(("entry", "kind", "cash", "voucher", "reference", "note"), rows)
+    if fees:
+        print()
+        print_table(FEE_COLUMNS, [_fee(one) for one in fees])
     return 0
+
+
+def _fee(one: dict[str, Any]) -> tuple[str, ...]:
+    amounts = (money(one[name]) for name in ("charge", "cash", "voucher"))
+    return (one["search_id"], str(one["key_id"]), *amounts, one["price_version"])
 
 
 def enter(given: argparse.Namespace) -> int:

@@ -7,7 +7,7 @@ import msgspec
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.desk.act import Act, Acts, Nothing
 from perilune.accounts.keyring import check_budget
-from perilune.accounts.wallet import Entry, Kind
+from perilune.accounts.wallet import Entry, Fee, Kind
 
 
 class NewOrganisation(msgspec.Struct, forbid_unknown_fields=True):
@@ -44,6 +44,12 @@ class NewEntry(msgspec.Struct, forbid_unknown_fields=True):
 class SomeEntries(msgspec.Struct, forbid_unknown_fields=True):
     organisation: int = 1
     before: int | None = None
+    limit: int = 100
+
+
+class SomeFees(msgspec.Struct, forbid_unknown_fields=True):
+    organisation: int = 1
+    before: str = "~"
     limit: int = 100
 
 
@@ -107,6 +113,10 @@ def entries(accounts: Accounts, which: SomeEntries, actor: str) -> list[Entry]:
     return accounts.wallets.entries(which.organisation, which.before, min(max(which.limit, 1), 1000))
 
 
+def fees(accounts: Accounts, which: SomeFees, actor: str) -> list[Fee]:
+    return accounts.wallets.fees(which.organisation, which.before, min(max(which.limit, 1), 1000))
+
+
 ACTS: Acts = {
     "account/show": Act(Nothing, show, changes=False),
     "account/organisation": Act(NewOrganisation, organisation, changes=True),
@@ -115,4 +125,5 @@ ACTS: Acts = {
     "account/tier": Act(OwnTier, tier, changes=True),
     "account/enter": Act(NewEntry, enter, changes=True),
     "account/entries": Act(SomeEntries, entries, changes=False),
+    "account/fees": Act(SomeFees, fees, changes=False),
 }
