@@ -43,6 +43,8 @@ class Settings:
     """Port of the API; 0 takes any free one."""
     admin_port: int = field(default=0, metadata={"least": 0, "most": 65535})
     """Loopback port of the admin door; 0 leaves it closed."""
+    max_connections: int = field(default=4096, metadata={"least": 1})
+    """Most connections that the API holds at once; more are refused."""
     api_docs: bool = True
     """Serve the OpenAPI document at `/openapi.json` and the reference page at `/docs`, to all who ask."""
     base_url: str = ""

@@ -105,9 +105,11 @@ def _stopping() -> PeriluneError:
 async def http_problem(request: HttpRequest, problem: Exception) -> Response:
     """No such route, wrong method, too large, wrong type: what HTTP itself refuses."""
     assert isinstance(problem, HTTPException)
+    # Not the URL's path: that is made with the Host header, which the client chooses.
+    path = request.scope["path"]
     texts = {
-        404: f"no such route: {request.url.path} (docs/api.md lists what is served)",
-        405: f"{request.method} is not allowed on {request.url.path}",
+        404: f"no such route: {path} (docs/api.md lists what is served)",
+        405: f"{request.method} is not allowed on {path}",
     }
     error = PeriluneError(texts.get(problem.status_code, problem.detail))
     error.code = HTTP_TYPES.get(problem.status_code, "invalid_request_error")

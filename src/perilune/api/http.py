@@ -16,6 +16,8 @@ MAX_BODY_BYTES = 100 * 1024 * 1024
 """The hosted API's limit."""
 BODY_S = 300
 """How long a client may take to send its body."""
+STALL_S = 30
+"""How long between two pieces of it."""
 DISCARD_BYTES = 1024**3
 DISCARD_S = 30
 JSON = b"application/json"
@@ -51,12 +53,16 @@ async def read_body(scope: Scope, receive: Receive, limit: int, too_large: HTTPE
     length = header(scope, b"content-length")
     if length.isdigit() and int(length) > limit:
         raise too_large
+    encoding = header(scope, b"content-encoding")
+    if encoding and encoding.lower() != "identity":
+        # Else a few KB could hold many MB.
+        raise HTTPException(415, "content-encoding: encoded bodies are not read here (send it plain)", CLOSE)
     try:
-        async with asyncio.timeout(BODY_S):
-            return await _read(receive, limit, too_large)
+        async with asyncio.timeout(STALL_S) as patience:
+            return await _read(receive, limit, too_large, patience)
     except TimeoutError:
         raise HTTPException(
-            408, f"the body took longer than {BODY_S} s to arrive (send it faster)", headers=CLOSE
+            408, f"the body stood still for {STALL_S} s, or took {BODY_S} s (send it faster)", headers=CLOSE
         ) from None
 
 
@@ -72,8 +78,11 @@ async def discard_body(receive: Receive) -> None:
                 more = message["type"] == "http.request" and message.get("more_body", False)
 
 
-async def _read(receive: Receive, limit: int, too_large: HTTPException) -> bytes:
+async def _read(receive: Receive, limit: int, too_large: HTTPException, patience: asyncio.Timeout) -> bytes:
+    """`patience` begins anew with each piece, up to BODY_S for all of them."""
     parts: list[bytes] = []
+    now = asyncio.get_running_loop().time
+    end = now() + BODY_S
     size = 0
     more = True
     while more:
@@ -86,6 +95,8 @@ async def _read(receive: Receive, limit: int, too_large: HTTPException) -> bytes
             raise too_large
         parts.append(part)
         more = message.get("more_body", False)
+        if more:
+            patience.reschedule(min(now() + STALL_S, end))
     return parts[0] if len(parts) == 1 else b"".join(parts)
 
 

@@ -10,17 +10,20 @@ import asyncio
 import contextlib
 import gc
 import logging
+import resource
 import signal
 import socket
 import sys
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
-from typing import Any
+from functools import partial
+from typing import Any, cast
 
 import uvicorn
 
 from perilune.accounts.accounts import KEYS_FILE, Accounts
 from perilune.api.admin import build_admin_app
 from perilune.api.app import build_app
+from perilune.api.connections import IDLE_S, Connection
 from perilune.api.listen import listen, root_url
 from perilune.api.metrics import HttpCounters
 from perilune.api.upkeep import keep_up
@@ -36,8 +39,6 @@ SETTLE_S = 5
 """How long calls that were cut off then may take to settle."""
 GC_OBJECTS = 10_000
 """New objects between two searches for cycles: a call makes some hundreds, hardly any of them in one."""
-KEEP_ALIVE_S = 75
-"""Longer than clients keep idle connections, so that they and not we close them."""
 
 
 OpenModel = Callable[[Settings], Coroutine[Any, Any, Backend]]
@@ -68,7 +69,7 @@ class Server:
         self.root_url = root_url(listener)
         config = uvicorn.Config(
             self._app,
-            http="httptools",
+            http=cast(type[asyncio.Protocol], partial(Connection, most=self._settings.max_connections)),
             loop="none",
             ws="none",
             lifespan="off",
@@ -78,7 +79,7 @@ class Server:
             access_log=False,
             server_header=False,
             proxy_headers=False,
-            timeout_keep_alive=KEEP_ALIVE_S,
+            timeout_keep_alive=IDLE_S,
         )
         self._uvicorn = _Uvicorn(config)
         self._task = asyncio.create_task(self._uvicorn.serve(sockets=[listener]), name="perilune api")
@@ -171,9 +172,21 @@ async def serve(
                 await backend.close()
 
 
+def _allow_files(connections: int) -> None:
+    """Let this process have as many files open as so many connections need, each with one to a model."""
+    least, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    wanted = 2 * connections + 256
+    if most != resource.RLIM_INFINITY:
+        wanted = min(wanted, most)
+    if least != resource.RLIM_INFINITY and least < wanted:
+        resource.setrlimit(resource.RLIMIT_NOFILE, (wanted, most))
+
+
 def run(settings: Settings, *, any_port: bool = False) -> None:
     """`serve` with its own event loop and logging. Returns once drained."""
     import uvloop  # not on every system that Perilune's other rooms run on
+
+    _allow_files(settings.max_connections)
 
     logging.basicConfig(
         level=settings.log_level.upper(),

@@ -1,0 +1,130 @@
+"""One HTTP connection, with the patience and the room that a stranger gets.
+
+uvicorn's own, and besides: the head of a request has a size and a time, an answer that its client does not
+read is given up, and there are only so many connections. Without a head's time, a few clients that send a
+byte now and then would hold all of them.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from http import HTTPStatus
+from typing import Any
+
+import msgspec
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+log = logging.getLogger("perilune.api")
+
+MAX_HEAD_BYTES = 16 * 1024
+HEAD_S = 10.0
+"""From the connection, or the head's first byte, to its end."""
+IDLE_S = 30
+"""Between two requests."""
+UNREAD_S = 60.0
+"""How long a client may leave unread what no longer fits into the socket's buffer. Until it reads, nothing
+more is taken from the model either."""
+
+
+class HeadTooLarge(Exception):
+    """Goes through the parser, which makes a fault of the client of it."""
+
+
+class Connection(HttpToolsProtocol):
+    def __init__(self, *, most: int, **given: Any) -> None:
+        super().__init__(**given)
+        self._most = most
+        self._in_head = True
+        self._head_bytes = 0
+        """Received since the head began; for the rest of one packet it counts too many."""
+        self._head_timer: asyncio.TimerHandle | None = None
+        self._unread_timer: asyncio.TimerHandle | None = None
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        if len(self.connections) > self._most:
+            log.warning("more than %d connections: one was refused", self._most)
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable", "too many connections")
+        else:
+            self._head_timer = self.loop.call_later(HEAD_S, self._head_is_late)
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        self._no_head_timer()
+        self._no_unread_timer()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self._in_head:
+            self._head_bytes += len(data)
+        if self.transport.is_closing():
+            return
+        super().data_received(data)
+        if not self._in_head or (self.cycle is not None and not self.cycle.response_complete):
+            return
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+        elif self._head_timer is None and not self.transport.is_closing():
+            self._head_timer = self.loop.call_later(HEAD_S, self._head_is_late)
+
+    def on_headers_complete(self) -> None:
+        self._no_head_timer()
+        self._in_head = False
+        if self._head_bytes > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
+            raise HeadTooLarge
+        self._head_bytes = 0
+        super().on_headers_complete()
+
+    def on_message_complete(self) -> None:
+        self._in_head = True
+        super().on_message_complete()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        self._unread_timer = self.loop.call_later(UNREAD_S, self._give_up)
+
+    def resume_writing(self) -> None:
+        self._no_unread_timer()
+        super().resume_writing()
+
+    def send_400_response(self, msg: str) -> None:
+        """What the parser refuses."""
+        if self._head_bytes > MAX_HEAD_BYTES:
+            self._refuse_head()
+        else:
+            self._refuse(HTTPStatus.BAD_REQUEST, "invalid_request_error", "this is not HTTP")
+
+    def _no_head_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _no_unread_timer(self) -> None:
+        if self._unread_timer is not None:
+            self._unread_timer.cancel()
+            self._unread_timer = None
+
+    def _size_of_head(self) -> int:
+        return len(self.url) + sum(len(name) + len(value) + 4 for name, value in self.headers)
+
+    def _head_is_late(self) -> None:
+        self._head_timer = None
+        self.transport.close()
+
+    def _give_up(self) -> None:
+        log.warning("a client read nothing for %d s: its connection is cut off", UNREAD_S)
+        self.transport.abort()
+
+    def _refuse_head(self) -> None:
+        told = f"the request's headers are larger than {MAX_HEAD_BYTES} bytes (send less)"
+        self._refuse(HTTPStatus.REQUEST_HEADER_FIELDS_TOO_LARGE, "invalid_request_error", told)
+
+    def _refuse(self, status: HTTPStatus, kind: str, told: str) -> None:
+        """Answered here, as there is no request that the app could answer."""
+        body = msgspec.json.encode({"error": {"message": told, "type": kind}})
+        head = (
+            f"HTTP/1.1 {status.value} {status.phrase}\r\ncontent-type: application/json\r\n"
+            f"content-length: {len(body)}\r\nconnection: close\r\n\r\n"
+        )
+        self.transport.write(head.encode() + body)
+        self.transport.close()
