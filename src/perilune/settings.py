@@ -112,6 +112,9 @@ class Settings:
     sampling_policy: Literal["", "strict", "clamp", "open"] = ""
     """What to do with sampling values a model does not allow: `strict` refuses, `clamp` replaces, `open`
     honours; empty leaves it to the model's entry."""
+    schema_policy: Literal["", "repair", "strict"] = ""
+    """What to do with schemas of tools and answers that are not Moonshot-flavoured: `strict` refuses,
+    `repair` mends; empty leaves it to the model's entry."""
     thinking_history: Literal["lenient", "strict"] = "lenient"
     """What to do when thinking is on and an earlier tool call comes without its `reasoning_content`: `strict`
     refuses, `lenient` takes it as empty."""

@@ -10,12 +10,15 @@ from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 import pytest_asyncio
 from api_server import Endless, Mute
-from kimi_server import CHAT, HI, K26, OFF, WEATHER, Answer, Kimi, kimi_serving
+from kimi_server import CHAT, HI, K26, OFF, WEATHER, Answer, Kimi, kimi, kimi_serving
 
 from perilune.backends.base import ModelEntry
+from perilune.backends.scripted import ScriptedBackend
+from perilune.chat.messages import Request
 
 pytestmark = pytest.mark.asyncio(loop_scope="module")
 
@@ -23,6 +26,7 @@ ASKED: list[Any] = [{"role": "user", "content": "How is the weather in Riga?"}]
 BOTH: list[Any] = [{"role": "user", "content": "How is the weather in Riga and Oslo?"}]
 NAMED = {"type": "function", "function": {"name": "get_weather"}}
 USD = 1_000_000_000
+STRICT = msgspec.structs.replace(K26, schema_policy="strict")
 
 
 class K26Mute(Mute):
@@ -168,12 +172,50 @@ async def test_049_choices_that_cannot_be(k26: Kimi) -> None:
     (await k26.ask(tools=[WEATHER], tool_choice="bogus", thinking=OFF)).refused("unknown choice 'bogus'")
 
 
-async def test_051_schemas_with_words_that_are_not_enforced(k26: Kimi) -> None:
+async def test_050_a_type_beside_any_of(tmp_path: Path) -> None:
+    city = {"type": "string", "anyOf": [{"minLength": 3}, {"pattern": "^R"}]}
+    schema = {"type": "object", "properties": {"city": city}}
+    tools = [WEATHER, WEATHER | {"function": {"name": "look", "parameters": schema}}]
+    document = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    async with kimi_serving(tmp_path, kimi(STRICT)) as k26:
+        told = (await k26.ask(tools=tools)).refused("not a valid moonshot flavored json schema")
+        assert told.startswith("tools[1].function.parameters: Invalid request: tools.function.parameters is ")
+        assert (
+            "details: <At path 'properties.city': when using anyOf, type should be defined in anyOf" in told
+        )
+        told = (await k26.ask(response_format=document, stream=True)).refused("flavored json schema")
+        assert told.startswith("response_format.json_schema.schema: ") and "'properties.city'" in told
+        loose = [WEATHER | {"function": {"name": "look", "parameters": schema, "strict": False}}]
+        assert (await k26.ask(tools=loose)).status == 200
+        assert (await k26.ask(tools=[WEATHER])).status == 200
+
+
+async def test_050_repaired_before_anything_sees_it(tmp_path: Path) -> None:
+    schema = {"type": "object", "properties": {"city": {"enum": ["Riga"]}}, "required": ["city"]}
+    seen: list[Request] = []
+
+    def note(request: Request) -> str:
+        seen.append(request)
+        return "Noted."
+
+    form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
+    tools = [WEATHER | {"function": {"name": "look", "parameters": schema}}]
+    async with kimi_serving(tmp_path, ScriptedBackend(note, entry=K26)) as k26:
+        for _ in range(2):
+            assert (await k26.ask(tools=tools, response_format=form)).status == 200
+    repaired = schema | {"properties": {"city": {"enum": ["Riga"], "type": "string"}}}
+    assert [request.tools[0].parameters for request in seen] == [repaired] * 2
+    assert [request.json_schema for request in seen] == [repaired] * 2
+
+
+async def test_051_schemas_with_words_that_are_not_enforced(tmp_path: Path) -> None:
     when = {"type": "string", "format": "date", "oneOf": [{"minLength": 1}, {"maxLength": 9}]}
     schema = {"$schema": "http://json-schema.org/draft-07/schema#", "type": "object"}
     function = {"name": "look", "parameters": schema | {"properties": {"when": when}}}
-    answer = await k26.ask(messages=ASKED, tools=[{"type": "function", "function": function}])
-    assert answer.choice["finish_reason"] == "tool_calls"
+    for policy in (K26, STRICT):
+        async with kimi_serving(tmp_path / policy.schema_policy, kimi(policy)) as k26:
+            answer = await k26.ask(messages=ASKED, tools=[{"type": "function", "function": function}])
+            assert answer.choice["finish_reason"] == "tool_calls"
 
 
 # ---- money and limits

@@ -4,21 +4,26 @@ from __future__ import annotations
 
 import msgspec
 
+from perilune.api.schemas import SchemaRules
 from perilune.backends.base import ModelEntry
 from perilune.backends.served import effective_sampling
 from perilune.chat.messages import ImagePart, Message, Request, VideoPart
 from perilune.errors import InputError, UnsupportedInput
 
+_schemas = SchemaRules()
+
 
 def fit(request: Request, entry: ModelEntry, cache_salt: str) -> Request:
     """The request under the model's own id, held to the model's own sampling where its policy is not `open`,
-    whatever backend serves it.
+    and to the Moonshot flavour of schemas, whatever backend serves it.
 
-    Raises UnsupportedInput for media that the model does not take, InputError for sampling it refuses."""
+    Raises UnsupportedInput for media that the model does not take, InputError for sampling and schemas that
+    it refuses."""
     _check_media(request.messages, entry)
     if entry.sampling_policy != "open":
         sampling = effective_sampling(request, entry)
         request = msgspec.structs.replace(request, temperature=sampling.temperature, top_p=sampling.top_p)
+    request = _schemas.fit(request, entry)
     return msgspec.structs.replace(request, model=entry.id, cache_salt=cache_salt)
 
 

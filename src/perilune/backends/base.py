@@ -28,6 +28,8 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Effective sampling when the request names none: temperature_thinking, temperature_instant, top_p."""
     sampling_policy: str = "open"
     """`strict` refuses other values as the hosted API does, `clamp` replaces them, `open` honours them."""
+    schema_policy: str = "repair"
+    """`strict` refuses schemas that are not Moonshot-flavoured as the hosted API does, `repair` mends them."""
     price: str = "kimi-k2.6"
     """The price book's entry that this model is billed by."""
     goals: str = "any"

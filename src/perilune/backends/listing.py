@@ -111,6 +111,7 @@ def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> Model
         max_output_tokens=output,
         modalities=_modalities(item),
         sampling_policy=settings.sampling_policy or "open",
+        schema_policy=settings.schema_policy or "repair",
         goals=declared.goals,
         orchestrator_profile=declared.orchestrator_profile,
         subagent_profile=declared.subagent_profile,

@@ -46,6 +46,7 @@ class _Card(msgspec.Struct, kw_only=True):
     subagent_profile: str = "code"
     sampling: Mapping[str, float] = msgspec.field(default_factory=lambda: K26_SAMPLING)
     sampling_policy: str = "open"
+    schema_policy: str = "repair"
     price: str = "kimi-k2.6"
     licence: str = ""
     template: str = ""
@@ -90,6 +91,7 @@ def served_model(
         modalities=modalities,
         sampling=card.sampling,
         sampling_policy=settings.sampling_policy or card.sampling_policy,
+        schema_policy=settings.schema_policy or card.schema_policy,
         price=card.price,
         goals=card.goals,
         orchestrator_profile=card.orchestrator_profile,
