@@ -1,8 +1,8 @@
 """Holds the schemas of a request to the Moonshot flavour, each distinct one once.
 
-`strict` refuses what is not of the flavour, `repair` mends it (docs/api.md lists the mends): the mended schema
-is what the prompt shows and what the answer is held to. Tools with `strict: false` are not held to their
-schema, which therefore may be any.
+`strict` refuses what is not of the flavour, `repair` mends it (docs/api.md lists the mends): the mended
+schema is what the prompt shows and what the answer is held to. Tools with `strict: false` are not held to
+their schema, which therefore may be any.
 """
 
 from __future__ import annotations

@@ -29,7 +29,7 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     sampling_policy: str = "open"
     """`strict` refuses other values as the hosted API does, `clamp` replaces them, `open` honours them."""
     schema_policy: str = "repair"
-    """`strict` refuses schemas that are not Moonshot-flavoured as the hosted API does, `repair` mends them."""
+    """`strict` refuses schemas that are not Moonshot-flavoured, `repair` mends them."""
     price: str = "kimi-k2.6"
     """The price book's entry that this model is billed by."""
     goals: str = "any"

@@ -279,8 +279,8 @@ def _mend_types(schema: Schema) -> None:
     if kinds is None and "description" in schema and schema.keys() <= ANNOTATIONS | {"default"}:
         _type_by_default(schema)
         return
-    several = isinstance(kinds, list) and len(kinds) > 1 and "enum" not in schema
-    if several and schema.keys() - ANNOTATIONS - ROOT_ONLY - {"type"}:
+    beside = schema.keys() - ANNOTATIONS - ROOT_ONLY - {"type"}
+    if isinstance(kinds, list) and len(kinds) > 1 and beside and "enum" not in schema:
         _split(schema, {kind: {} for kind in kinds})
 
 
