@@ -185,17 +185,25 @@ class StreamParser:
             return
         match self._state:
             case _State.REASONING:
-                text = self._held + text
-                shown = text.rstrip()
-                self._held = text[len(shown) :]
-                if shown:
-                    self._emit(ThinkingDelta(shown))
+                self._write_thinking(text)
+            case _State.CONTENT if text.isspace() and self._held[-1:].isspace():
+                self._held += text
             case _State.CONTENT:
                 self._write_text(self._held + text)
             case _State.BETWEEN | _State.HEADER:
                 self._header += text
             case _State.ARGUMENTS:
                 self._write_arguments(text)
+
+    def _write_thinking(self, text: str) -> None:
+        """Show the thinking but for blanks at its end. Only new text is looked through, never what is held: a
+        model that writes blanks without end must not cost more and more for each."""
+        shown = text.rstrip()
+        if not shown:
+            self._held += text
+            return
+        self._emit(ThinkingDelta(self._held + shown))
+        self._held = text[len(shown) :]
 
     def _write_text(self, text: str) -> None:
         """Show the text but for blanks before anything else, and what may become MISSPELT_SECTION."""
@@ -239,19 +247,19 @@ class StreamParser:
         self._emit(ToolCallStarted(position, call_id(name, self._first_call + position), name))
 
     def _write_arguments(self, text: str) -> None:
-        text = self._held + text
         if self._unnamed or not (self._has_arguments or text.strip()):
-            self._held = text
+            self._held += text
             return
+        self._emit(ToolCallDelta(self._calls - 1, self._held + text))
         self._held = ""
         self._has_arguments = True
-        self._emit(ToolCallDelta(self._calls - 1, text))
 
     def _finish_call(self) -> None:
         if self._unnamed:
             self._announce(tool_by_arguments(self._held, self._tools))
             self._unnamed = False
-            self._write_arguments("")
+            held, self._held = self._held, ""
+            self._write_arguments(held)
         if not self._has_arguments:
             self._emit(ToolCallDelta(self._calls - 1, "{}"))
         self._held = ""
