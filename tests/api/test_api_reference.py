@@ -15,8 +15,7 @@ import pytest
 from api_server import Strange, serving, talker
 
 from perilune.accounts.accounts import Accounts
-from perilune.accounts.desk.acts import ACTS
-from perilune.api.admin import admin_doors
+from perilune.api.admin import admin_acts, admin_doors
 from perilune.api.app import doors
 from perilune.api.doors import Door
 from perilune.api.metrics import HttpCounters
@@ -90,7 +89,7 @@ def test_a_route_that_is_not_told_of_is_found(table: tuple[Door, ...]) -> None:
 def test_the_admin_document_and_its_routes_are_the_same(tmp_path: Path) -> None:
     with Accounts.open(tmp_path, Settings.load(tmp_path, {}, {})) as accounts:
         table = admin_doors(Strange(), accounts, HttpCounters())
-    document = admin_document(table, ACTS)
+    document = admin_document(table, admin_acts(Strange()))
     assert described(document) == served(table)
     check_whole(document)
     enter = document["components"]["schemas"]["NewEntry"]

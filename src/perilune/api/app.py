@@ -48,7 +48,7 @@ def doors(
         Door("DELETE", "/v1/files/{id}", "chat", DeleteFile(files)),
         Door("GET", "/healthz", "nothing", health),
         Door("GET", "/readyz", "nothing", Ready(backend)),
-        Door("GET", "/metrics", "admin", Metrics(http or HttpCounters(), accounts)),
+        Door("GET", "/metrics", "admin", Metrics(http or HttpCounters(), accounts, backend)),
     )
     if settings.api_docs:
         table += (

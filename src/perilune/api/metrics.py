@@ -10,7 +10,7 @@ import resource
 import time
 from bisect import bisect_left
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 from starlette.types import Receive, Scope, Send
@@ -18,6 +18,9 @@ from starlette.types import Receive, Scope, Send
 from perilune import __version__
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.usage import usd
+from perilune.backends.base import Backend
+from perilune.backends.members import STATES, Member
+from perilune.backends.router import members_of
 
 SECONDS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 300.0)
 METHODS = frozenset({"GET", "POST", "PUT", "DELETE", "HEAD", "OPTIONS"})
@@ -59,21 +62,23 @@ class HttpCounters:
 class Metrics:
     """The endpoint."""
 
-    def __init__(self, http: HttpCounters, accounts: Accounts) -> None:
+    def __init__(self, http: HttpCounters, accounts: Accounts, backend: Backend) -> None:
         self._http = http
         self._accounts = accounts
+        self._backend = backend
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        data = self.text().encode()
+        data = self.text(await members_of(self._backend)).encode()
         headers = [(b"content-type", TEXT), (b"content-length", b"%d" % len(data))]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         await send({"type": "http.response.body", "body": data})
 
-    def text(self) -> str:
+    def text(self, members: Sequence[Member]) -> str:
         page = _Page()
         page.add("perilune_info", "gauge", "Which Perilune this is.", [({"version": __version__}, "1")])
         self._add_http(page)
         self._add_money(page)
+        _add_backends(page, members)
         _add_process(page, self._http.began)
         return page.text()
 
@@ -104,6 +109,23 @@ class Metrics:
         page.add("perilune_refused_total", "counter", "Calls that a limit or the balance refused.", refused)
         running = str(self._accounts.limits.running)
         page.add("perilune_calls_running", "gauge", "Model calls under way.", [({}, running)])
+
+
+def _add_backends(page: _Page, members: Sequence[Member]) -> None:
+    """Their names and models are the operator's own words."""
+    states = [
+        ({"backend": one.name, "model": one.model, "state": state}, str(int(one.state == state)))
+        for one in members
+        for state in STATES
+    ]
+    said = "1 for the state a backend is in: calls go to closed ones, and one at a time to half open ones."
+    page.add("perilune_backend_state", "gauge", said, states)
+    running = [
+        ({"backend": one.name, "model": one.model}, str(one.running))
+        for one in members
+        if one.running is not None
+    ]
+    page.add("perilune_backend_calls_running", "gauge", "Calls under way at a backend.", running)
 
 
 def _add_process(page: _Page, began: float) -> None:

@@ -24,6 +24,7 @@ from perilune.accounts.keys import Principal
 from perilune.backends.access import Rule, may_serve
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.breaker import Breaker
+from perilune.backends.members import Duty, Member
 from perilune.backends.upstream import is_passing, retry_pause
 from perilune.chat.messages import Event, Request
 from perilune.errors import (
@@ -53,7 +54,13 @@ class Replica:
     region: str = ""
     vendor: str = ""
     data_classes: tuple[str, ...] = ()
+    kind: str = "upstream"
     breaker: Breaker = field(default_factory=Breaker)
+    duty: Duty = field(default_factory=Duty)
+
+    def admit(self) -> bool:
+        """Whether a call may go there now. Who is let in must tell the breaker how it ended."""
+        return not self.duty.drained and self.breaker.admit()
 
 
 class Replicas:
@@ -93,24 +100,53 @@ class Replicas:
     async def models(self) -> tuple[ModelEntry, ...]:
         return (self._entry,)
 
+    def members(self) -> list[Member]:
+        """All endpoints, whoever asks."""
+        return [
+            Member(
+                name=one.name,
+                model=self._entry.id,
+                kind=one.kind,
+                breaker=one.breaker.state,
+                drained=one.duty.drained,
+                running=one.duty.running,
+                error=one.duty.error,
+                region=one.region,
+                vendor=one.vendor,
+                data_classes=one.data_classes,
+            )
+            for one in self._all
+        ]
+
+    def drain(self, name: str, drained: bool) -> bool:
+        """Whether the endpoint of that name, if it is here, takes new calls from now on; whether it is."""
+        found = [one for one in self._all if one.name == name]
+        for one in found:
+            one.duty.drained = drained
+        return bool(found)
+
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         self._check_access()
         replica, first, events = await self._begin(request)
-        async with aclosing(events):
-            try:
+        try:
+            async with aclosing(events):
                 yield first
                 async for event in events:
                     yield event
-            except BackendError:
-                replica.breaker.failed()
-                raise
+        except BackendError as error:
+            replica.breaker.failed()
+            replica.duty.error = error.message
+            raise
+        finally:
+            replica.duty.running -= 1
 
     async def ready(self) -> None:
-        """Raises the last endpoint's error when none is ready."""
-        found = await asyncio.gather(*(self._look(one) for one in self._all))
+        """Raises the last endpoint's error when none is ready, or when all are drained."""
+        on_duty = [one for one in self._all if not one.duty.drained]
+        found = await asyncio.gather(*(self._look(one) for one in on_duty))
         errors = [error for error in found if error is not None]
         if len(errors) == len(found):
-            raise errors[-1]
+            raise errors[-1] if errors else self._all_drained()
 
     async def count_tokens(self, request: Request) -> int | None:
         """Raises Forbidden too, so that nothing is reserved for a call that no endpoint may serve."""
@@ -140,8 +176,10 @@ class Replicas:
             f"every endpoint of {self._entry.id} failed a moment ago", mend="try again soon"
         )
         while True:
+            if all(replica.duty.drained for replica in order):
+                raise self._all_drained()
             for replica in order:
-                if not replica.breaker.admit():
+                if not replica.admit():
                     continue
                 try:
                     return await self._attempt(replica, request)
@@ -154,8 +192,23 @@ class Replicas:
             failures += 1
             await self._sleep(pause)
 
+    def _all_drained(self) -> BackendUnreachable:
+        return BackendUnreachable(
+            f"the operator has drained every endpoint of {self._entry.id}", mend="try again later"
+        )
+
     async def _attempt(self, replica: Replica, request: Request) -> tuple[Replica, Event, Events]:
-        """Raises _Elsewhere for what another endpoint may do better."""
+        """Raises _Elsewhere for what another endpoint may do better. Where it returns, the call counts as
+        running there."""
+        replica.duty.running += 1
+        try:
+            answer = await self._first(replica, request)
+        except BaseException:
+            replica.duty.running -= 1
+            raise
+        return replica, *answer
+
+    async def _first(self, replica: Replica, request: Request) -> tuple[Event, Events]:
         events = cast(Events, replica.backend.stream(request))
         try:
             first = await anext(events)
@@ -166,7 +219,7 @@ class Replicas:
             replica.breaker.succeeded()
             raise
         except BackendError as error:
-            self._judge(replica.breaker, error)
+            self._judge(replica, error)
             if is_passing(error) or isinstance(error, BackendAuth):
                 raise _Elsewhere(error) from error
             raise
@@ -177,15 +230,17 @@ class Replicas:
             replica.breaker.released()
             raise
         replica.breaker.succeeded()
-        return replica, first, events
+        replica.duty.error = ""
+        return first, events
 
-    def _judge(self, breaker: Breaker, error: BackendError) -> None:
+    def _judge(self, replica: Replica, error: BackendError) -> None:
+        replica.duty.error = error.message
         if isinstance(error, BackendRateLimited):
-            breaker.released()
+            replica.breaker.released()
             if error.retry_after_s:
-                breaker.rest(error.retry_after_s)
+                replica.breaker.rest(error.retry_after_s)
         else:
-            breaker.failed(at_once=isinstance(error, BackendAuth))
+            replica.breaker.failed(at_once=isinstance(error, BackendAuth))
 
     # ---- probes
 
@@ -199,6 +254,7 @@ class Replicas:
         if error is None:
             replica.breaker.wake()
         elif replica.breaker.state == "closed":
+            replica.duty.error = error.message
             replica.breaker.failed(at_once=isinstance(error, BackendAuth))
 
     async def _look(self, replica: Replica) -> BackendError | None:

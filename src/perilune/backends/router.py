@@ -16,9 +16,10 @@ import msgspec
 
 from perilune.accounts.keys import Principal
 from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.members import Member
 from perilune.backends.replicas import Replicas
 from perilune.chat.messages import Event, Request
-from perilune.errors import ConfigError, NotFound
+from perilune.errors import ConfigError, NotFound, PeriluneError
 
 SPELLINGS = {
     "kimi-k2.6": (
@@ -67,6 +68,25 @@ class Router:
         events = backend.stream(msgspec.structs.replace(request, model=entry.id))
         return cast(AsyncGenerator[Event, None], events)
 
+    async def members(self) -> list[Member]:
+        """Every backend, as operators see it."""
+        found: list[Member] = []
+        for backend in self._backends:
+            found += backend.members() if isinstance(backend, Replicas) else await _as_members(backend)
+        return found
+
+    def drain(self, name: str, drained: bool) -> None:
+        """Have the backend of that name take no new calls, or take them again; those under way go on.
+
+        Raises NotFound."""
+        fleet = [one for one in self._backends if isinstance(one, Replicas)]
+        if not any(one.drain(name, drained) for one in fleet):
+            raise NotFound(
+                f"no backend {name!r} in a [[backends]] table",
+                field="backend",
+                mend="`perilune backends list` shows them",
+            )
+
     async def ready(self) -> None:
         for backend in self._backends:
             await backend.ready()
@@ -111,6 +131,19 @@ class Router:
                 )
             claimed |= names_of(entry)
         return routes
+
+
+async def members_of(backend: Backend) -> list[Member]:
+    """What stands behind this backend, as operators see it."""
+    return await backend.members() if isinstance(backend, Router) else await _as_members(backend)
+
+
+async def _as_members(backend: Backend) -> list[Member]:
+    try:
+        entries = await backend.models()
+    except PeriluneError as error:
+        return [Member(name="model", model="", kind="", breaker="open", error=error.message)]
+    return [Member(name=entry.backend, model=entry.id, kind=entry.backend) for entry in entries]
 
 
 def names_of(entry: ModelEntry) -> set[str]:

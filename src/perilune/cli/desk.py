@@ -9,7 +9,15 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 from urllib.parse import urlsplit
 
-from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound, PeriluneError
+from perilune.errors import (
+    ConfigError,
+    Forbidden,
+    HomeLocked,
+    InputError,
+    InvalidKey,
+    NotFound,
+    PeriluneError,
+)
 
 if TYPE_CHECKING:
     from perilune.accounts.accounts import Accounts
@@ -39,6 +47,29 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
     else:
         with Accounts.peek(settings.home, settings) as accounts:
             yield _local(accounts)
+
+
+@contextmanager
+def open_door(settings: Settings) -> Iterator[Desk]:
+    """The admin door of the server that owns HOME: for acts on what lives in its process.
+
+    Raises HomeLocked, ConfigError where there is none."""
+    from perilune.store import home_holder
+
+    holder = home_holder(settings.home)
+    if holder is None or not holder.address:
+        raise ConfigError(
+            f"no server owns {settings.home}",
+            field="home",
+            mend="start one: perilune serve --admin-port PORT",
+        )
+    if not holder.admin:
+        raise HomeLocked(
+            "a running Perilune owns this HOME, and its admin door is closed",
+            field="home",
+            mend="start it with --admin-port",
+        )
+    yield _remote(holder.admin, _admin_key(settings))
 
 
 def _local(accounts: Accounts) -> Desk:

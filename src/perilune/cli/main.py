@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from perilune import __version__
 from perilune.cli import (
     account,
+    backends,
     chat,
     checkpoint,
     connect,
@@ -82,8 +83,8 @@ def build_parser() -> OneLineParser:
     commands: Commands = parser.add_subparsers(
         title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser
     )
-    rooms = (doctor, serve, connect, swarm, chat, keys, account, usage, ledger, inspect, checkpoint, demo)
-    for command in rooms:
+    money = (keys, account, usage, ledger)
+    for command in (doctor, serve, connect, swarm, chat, *money, backends, inspect, checkpoint, demo):
         command.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=print_version)
