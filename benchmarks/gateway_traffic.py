@@ -177,6 +177,9 @@ class Client(asyncio.Protocol):
         self._parser: Any = httptools.HttpResponseParser(self)
         self._answered: asyncio.Future[bool] | None = None
         self._tail = b""
+        self.status = 0
+        """Of the last answer; 0: there was none."""
+        self.gone = False
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
@@ -184,7 +187,7 @@ class Client(asyncio.Protocol):
     def ask(self, request: bytes) -> asyncio.Future[bool]:
         """Whether the whole answer came, and was one."""
         self._answered = asyncio.get_running_loop().create_future()
-        self._tail = b""
+        self._tail, self.status = b"", 0
         self._transport.write(request)
         return self._answered
 
@@ -195,16 +198,19 @@ class Client(asyncio.Protocol):
         self._tail = (self._tail + data)[-200:] if len(data) < 200 else data
 
     def on_message_complete(self) -> None:
-        well = self._parser.get_status_code() == 200
+        self.status = self._parser.get_status_code()
+        well = self.status == 200
         streamed = self._tail.startswith(b"data: ") or b"\ndata: " in self._tail
         self._done(well and (not streamed or self._tail.endswith(DONE)))
         # One parser per answer: it takes no second message after one that asked to close.
         self._parser = httptools.HttpResponseParser(self)
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.gone = True
         self._done(False)
 
     def close(self) -> None:
+        self.gone = True
         self._transport.close()
 
     def _done(self, well: bool) -> None:
