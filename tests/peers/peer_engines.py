@@ -50,10 +50,10 @@ def python_of(engine: str) -> str:
     return path
 
 
-def ask_peer(engine: str, **inputs: Any) -> Any:
+def ask_peer(engine: str, program: str = "tokens", **inputs: Any) -> Any:
     """What the peer's program prints for these inputs."""
     done = subprocess.run(
-        [python_of(engine), str(HERE / f"{engine}_tokens.py")],
+        [python_of(engine), str(HERE / f"{engine}_{program}.py")],
         input=json.dumps(inputs),
         capture_output=True,
         text=True,
