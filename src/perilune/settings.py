@@ -43,6 +43,14 @@ class Settings:
     """Port of the API; 0 takes any free one."""
     admin_port: int = field(default=0, metadata={"least": 0, "most": 65535})
     """Loopback port of the admin door; 0 leaves it closed."""
+    tls_cert: str = ""
+    """PEM file of the API's certificate with its chain; with it the API speaks HTTPS only. The admin door
+    stays on loopback without it."""
+    tls_key: str = ""
+    """PEM file of the certificate's key, without a password; empty takes `tls_cert`'s file."""
+    cors_origins: str = ""
+    """Origins of web pages that may call the API from a browser, separated by commas, such as
+    `https://chat.example.org`; `*` lets all. Empty: none."""
     max_connections: int = field(default=4096, metadata={"least": 1})
     """Most connections that the API holds at once; more are refused."""
     api_docs: bool = True

@@ -10,6 +10,7 @@ from starlette.types import ASGIApp
 from perilune.accounts.accounts import Accounts
 from perilune.api.balance import Balance
 from perilune.api.chat_completions import ChatCompletions
+from perilune.api.cors import with_cors
 from perilune.api.doors import Door, app_of
 from perilune.api.file_store import FileStore
 from perilune.api.files import DeleteFile, FileContent, ListFiles, OneFile, UploadFile
@@ -63,4 +64,5 @@ def build_app(
 ) -> ASGIApp:
     """The app. It owns neither backend nor accounts: whoever opened them closes them."""
     counters = http or HttpCounters()
-    return app_of(doors(settings, backend, accounts, counters), accounts, counters)
+    app = app_of(doors(settings, backend, accounts, counters), accounts, counters)
+    return with_cors(app, settings.cors_origins)

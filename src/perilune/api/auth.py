@@ -11,20 +11,27 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
 from perilune.api.http import header
+from perilune.api.strangers import Strangers
 from perilune.errors import InvalidKey
 
 
 class Guarded:
     """Lets a request through to `app` once its key has the scope."""
 
-    def __init__(self, app: ASGIApp, accounts: Accounts, needs: str) -> None:
+    def __init__(self, app: ASGIApp, accounts: Accounts, needs: str, strangers: Strangers) -> None:
         self._app = app
         self._accounts = accounts
         self._needs = needs
+        self._strangers = strangers
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        secret = bearer(header(scope, b"authorization"))
-        scope["perilune.principal"] = self._accounts.authenticate(secret, self._needs)
+        try:
+            secret = bearer(header(scope, b"authorization"))
+            scope["perilune.principal"] = self._accounts.authenticate(secret, self._needs)
+        except InvalidKey:
+            client = scope.get("client")
+            self._strangers.came(client[0] if client else "")
+            raise
         await self._app(scope, receive, send)
 
 

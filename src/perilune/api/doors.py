@@ -16,6 +16,7 @@ from perilune.accounts.accounts import Accounts
 from perilune.api.auth import Guarded
 from perilune.api.edge import Edge, http_problem
 from perilune.api.metrics import HttpCounters
+from perilune.api.strangers import Strangers
 
 
 @dataclass(frozen=True)
@@ -30,7 +31,8 @@ class Door:
 
 
 def app_of(doors: Iterable[Door], accounts: Accounts, http: HttpCounters) -> ASGIApp:
-    table = {(door.method, door.path): _behind(door, accounts) for door in doors}
+    strangers = Strangers()
+    table = {(door.method, door.path): _behind(door, accounts, strangers) for door in doors}
     app = Starlette(
         routes=[Route(path, app, methods=[method]) for (method, path), app in table.items()],
         middleware=[Middleware(Edge, counters=http)],
@@ -44,9 +46,9 @@ def app_of(doors: Iterable[Door], accounts: Accounts, http: HttpCounters) -> ASG
     return _ShortWay(exact, app)
 
 
-def _behind(door: Door, accounts: Accounts) -> _Named:
+def _behind(door: Door, accounts: Accounts, strangers: Strangers) -> _Named:
     open_to_all = door.needs == "nothing"
-    app = door.endpoint if open_to_all else Guarded(door.endpoint, accounts, door.needs)
+    app = door.endpoint if open_to_all else Guarded(door.endpoint, accounts, door.needs, strangers)
     return _Named(app, door.path)
 
 

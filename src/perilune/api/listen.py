@@ -32,11 +32,11 @@ def listen(host: str, port: int, *, any_port: bool = False, field: str = "port")
     )
 
 
-def root_url(listener: socket.socket) -> str:
-    """`http://ADDRESS:PORT` as a client on this machine reaches it."""
+def root_url(listener: socket.socket, scheme: str = "http") -> str:
+    """`SCHEME://ADDRESS:PORT` as a client on this machine reaches it."""
     host, port = listener.getsockname()[:2]
     host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return f"{scheme}://[{host}]:{port}" if ":" in host else f"{scheme}://{host}:{port}"
 
 
 def _resolve(host: str, port: int) -> tuple[socket.AddressFamily, str]:

@@ -26,6 +26,7 @@ from perilune.api.app import build_app
 from perilune.api.connections import IDLE_S, Connection
 from perilune.api.listen import listen, root_url
 from perilune.api.metrics import HttpCounters
+from perilune.api.tls import tls_context
 from perilune.api.upkeep import keep_up
 from perilune.backends.base import Backend
 from perilune.backends.choose import open_backend
@@ -51,6 +52,7 @@ class Server:
         self._settings = settings
         self.counters = HttpCounters()
         self._app = build_app(settings, backend, accounts, self.counters)
+        self._tls = tls_context(settings)
         self._uvicorn: _Uvicorn | None = None
         self._task: asyncio.Task[None] | None = None
         self.root_url = ""
@@ -66,7 +68,7 @@ class Server:
         or with `any_port` the next free one. Raises ConfigError when the port cannot be had."""
         if listener is None:
             listener = listen(self._settings.host, self._settings.port, any_port=any_port)
-        self.root_url = root_url(listener)
+        self.root_url = root_url(listener, "https" if self._tls else "http")
         config = uvicorn.Config(
             self._app,
             http=cast(type[asyncio.Protocol], partial(Connection, most=self._settings.max_connections)),
@@ -81,6 +83,8 @@ class Server:
             proxy_headers=False,
             timeout_keep_alive=IDLE_S,
         )
+        config.load()
+        config.ssl = self._tls
         self._uvicorn = _Uvicorn(config)
         self._task = asyncio.create_task(self._uvicorn.serve(sockets=[listener]), name="perilune api")
         await self._uvicorn.listening.wait()
@@ -111,6 +115,7 @@ class AdminServer(Server):
     def __init__(self, settings: Settings, backend: Backend, accounts: Accounts, beside: Server) -> None:
         super().__init__(settings, backend, accounts)
         self._app = build_admin_app(backend, accounts, beside.counters)
+        self._tls = None
 
 
 class _Uvicorn(uvicorn.Server):
@@ -148,6 +153,7 @@ async def serve(
             server.hurry()
         stopping.set()
 
+    tls_context(settings)  # what is wrong there is told before the model is opened
     with HomeLock(settings.home, "serve") as lock, _signals(on_signal):
         listener = listen(settings.host, settings.port, any_port=any_port)
         with (
@@ -249,9 +255,10 @@ async def _announce(server: Server, backend: Backend, settings: Settings, admin:
     )
     if admin:
         print(f"Admin door: {admin}")
-    if settings.host not in ("127.0.0.1", "::1", "localhost"):
+    if settings.host not in ("127.0.0.1", "::1", "localhost") and not settings.tls_cert:
         print(
-            f"Note: {settings.host} is open to other machines and speaks plain HTTP; put TLS in front of it"
+            f"Note: {settings.host} is open to other machines and speaks plain HTTP: "
+            "set tls_cert, or put TLS in front of it"
         )
     print("Stop with Ctrl-C", flush=True)
 

@@ -18,6 +18,8 @@ SETTING_FLAGS = {
     "host": ("ADDRESS", "address to listen on"),
     "port": ("PORT", "port of the API; 0 takes any free one"),
     "admin_port": ("PORT", "loopback port of the admin door; 0 leaves it closed"),
+    "tls_cert": ("FILE", "certificate with its chain (PEM): the API then speaks HTTPS only"),
+    "tls_key": ("FILE", "the certificate's key (PEM, no password)"),
     "serve_as": ("NAME", "another name under which the served model answers"),
     "checkpoint": ("DIR", "folder of the model that the engine serves (default: the bundled perilune-nano)"),
     "template": ("FORMAT", "chat format: k2.6, k2.5, k2-thinking, or jinja for the checkpoint's own file"),

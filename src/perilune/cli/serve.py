@@ -19,6 +19,8 @@ def add(commands: Commands) -> None:
         "host",
         "port",
         "admin_port",
+        "tls_cert",
+        "tls_key",
         "serve_as",
         "checkpoint",
         "template",
