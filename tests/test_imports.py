@@ -60,7 +60,7 @@ OUTSIDE: dict[str, set[str]] = {
     "engine": {"msgspec", *TORCH},
     "accounts": {"msgspec"},
     "backends": {"msgspec", "aiohttp"},
-    "agent": {"msgspec", "regex"},
+    "agent": {"msgspec", "regex", "aiohttp"},
     "swarm": {"msgspec", "regex"},
     "api": {"msgspec", "starlette", "uvicorn", "uvloop", "httptools"},
     "evals": {"msgspec"},

@@ -27,6 +27,7 @@ PeriluneError
 │   ├── Forbidden              the key lacks the scope (HTTP 403)
 │   ├── InsufficientBalance    the balance does not cover the call (HTTP 429)
 │   └── LimitReached           a rate limit or key budget (HTTP 429); carries retry_after_s
+├── SearchFailed               a search provider failed: the model is told, nobody pays
 ├── SandboxError               a command could not be isolated
 └── SwarmError
     ├── GoalRefused            the connected model cannot do this goal; nothing was spent
@@ -222,6 +223,12 @@ class LimitReached(AccountError):
     ) -> None:
         super().__init__(message, passing=passing, field=field, mend=mend)
         self.retry_after_s = retry_after_s
+
+
+class SearchFailed(PeriluneError):
+    code = "search_failed"
+    http_status = 502
+    exit_code = 6
 
 
 class SandboxError(PeriluneError):

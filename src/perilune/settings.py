@@ -126,6 +126,16 @@ class Settings:
     thinking_history: Literal["lenient", "strict"] = "lenient"
     """What to do when thinking is on and an earlier tool call comes without its `reasoning_content`: `strict`
     refuses, `lenient` takes it as empty."""
+    web_search: Literal["", "off", "local", "searxng"] = ""
+    """Where `$web_search` looks: `searxng`, the server at `searxng_url`; `local`, the index that
+    `perilune index` makes; `off`, nowhere. Empty takes SearXNG where its address is set, else the index where
+    there is one; see [web-search.md](web-search.md)."""
+    searxng_url: str = field(default="", repr=False)
+    """Address of a SearXNG server, such as `http://127.0.0.1:8888`."""
+    search_results: int = field(default=8, metadata={"least": 1, "most": 20})
+    """Most results of one web search."""
+    search_timeout_s: float = field(default=15.0, metadata={"least": 0.1, "most": 120})
+    """Longest that one web search may take, in seconds."""
     unsandboxed: bool = False
     """Let agents run commands without isolation where no sandbox is available."""
     log_level: Literal["debug", "info", "warning", "error"] = "info"

@@ -20,6 +20,7 @@ from perilune.cli import (
     connect,
     demo,
     doctor,
+    index,
     inspect,
     keys,
     ledger,
@@ -84,7 +85,8 @@ def build_parser() -> OneLineParser:
         title="commands", metavar="COMMAND", required=True, parser_class=OneLineParser
     )
     money = (keys, account, usage, ledger)
-    for command in (doctor, serve, connect, swarm, chat, *money, backends, inspect, checkpoint, demo):
+    rest = (backends, index, inspect, checkpoint, demo)
+    for command in (doctor, serve, connect, swarm, chat, *money, *rest):
         command.add(commands)
     version = commands.add_parser("version", help="print the version")
     version.set_defaults(run=print_version)
