@@ -2,7 +2,7 @@
 
 Every call goes through MeteredBackend, which reserves before and settles after; an answer's last byte
 leaves only when its events are exhausted, that is, when it is settled. A client that leaves ends the call,
-which then settles what was made. An error before the first event has its HTTP status; later it is an
+which then settles what was made. An error before the stream has begun has its HTTP status; later it is an
 event of the stream, which ends without `[DONE]`.
 """
 
@@ -11,11 +11,12 @@ from __future__ import annotations
 import time
 from contextlib import aclosing
 
-from starlette.types import Message, Receive, Scope, Send
+from starlette.types import Receive, Scope, Send
 
 from perilune.accounts.accounts import Accounts
 from perilune.api.auth import principal_of
 from perilune.api.edge import request_id_of, told
+from perilune.api.event_stream import EventStream
 from perilune.api.file_references import resolve
 from perilune.api.file_store import FileStore
 from perilune.api.http import ClientGone, read_json_body, send_json
@@ -26,16 +27,6 @@ from perilune.backends.base import Backend
 from perilune.backends.metered import MeteredBackend, MeteredCall
 from perilune.chat.messages import Finished
 from perilune.chat.wire import ChunkEncoder, decode_request, encode_completion, encode_error_event
-
-STREAM_START: Message = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache, no-transform"),
-        (b"x-accel-buffering", b"no"),
-    ],
-}
 
 
 class ChatCompletions:
@@ -78,25 +69,20 @@ class ChatCompletions:
 
 
 async def _stream(call: MeteredCall, encoder: ChunkEncoder, receive: Receive, send: Send) -> None:
-    started = False
+    out = EventStream(send)
     last = b""
     try:
-        async with ClientPresent(receive), aclosing(call):
+        async with ClientPresent(receive), out, aclosing(call):
             async for event in call:
                 data = encoder.encode(event)
                 if isinstance(event, Finished):
                     last = data  # kept back until the call is settled
                     continue
-                if not started:
-                    started = True
-                    await send(dict(STREAM_START))
-                await send({"type": "http.response.body", "body": data, "more_body": True})
+                await out.write(data)
     except ClientGone:
         raise
     except Exception as error:
-        if not started:
+        if not out.started:
             raise
         last = encode_error_event(told(error, "a stream"))
-    if not started:
-        await send(dict(STREAM_START))
-    await send({"type": "http.response.body", "body": last})
+    await out.end(last)

@@ -42,6 +42,7 @@ from perilune.errors import (
     BackendAuth,
     BackendError,
     BackendInterrupted,
+    BackendProtocol,
     BackendRateLimited,
     BackendRefused,
     BackendUnreachable,
@@ -61,6 +62,8 @@ LONGEST_RETRY_AFTER_S = 60.0
 REST_TIMEOUT_S = 2.0
 MOST_REST_BYTES = 65536
 """What may follow the end of an answer; more is not read, and the connection is closed."""
+MOST_STREAM_BYTES = 512 * 1024 * 1024
+"""Some 1,900 bytes for each token of the longest answer."""
 LOOK_TIMEOUT_S = 5.0
 LOOK_EVERY_S = 5.0
 """However often we are asked whether we are ready, the endpoint is not asked more often than this."""
@@ -243,7 +246,11 @@ class UpstreamBackend:
     # ---- after it
 
     async def _decode(self, response: aiohttp.ClientResponse, data: bytes, decoder: ChunkDecoder) -> Events:
+        size = 0
         while data:
+            size += len(data)
+            if size > MOST_STREAM_BYTES:
+                raise BackendProtocol(f"the answer of {self.url} does not end")
             for event in decoder.feed(data):
                 yield event
                 if isinstance(event, Finished):

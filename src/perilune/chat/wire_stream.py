@@ -72,6 +72,7 @@ class ChunkDecoder:
         self._lines = _Lines()
         self._answer = _Answer(first_call)
         self._data: list[bytes] = []
+        self._size = 0
         self._done = False
 
     @property
@@ -102,7 +103,11 @@ class ChunkDecoder:
             name, _, value = line.partition(b":")
             if name == b"data":
                 self._data.append(value.removeprefix(b" "))
+                self._size += len(line) + 1
+            if self._size > MAX_EVENT_BYTES:
+                raise BackendProtocol("the endpoint sent an endless event")
             return []
+        self._size = 0
         data, self._data = b"\n".join(self._data).strip(), []
         if not data:
             return []

@@ -1,0 +1,66 @@
+"""Server-sent events going out, with a comment into every long silence: proxies and clients take a connection
+for dead on which nothing moves while a long prompt is read."""
+
+from __future__ import annotations
+
+import asyncio
+from types import TracebackType
+from typing import Self
+
+from starlette.types import Message, Send
+
+QUIET_S = 15.0
+COMMENT = b": still working\n\n"
+START: Message = {
+    "type": "http.response.start",
+    "status": 200,
+    "headers": [
+        (b"content-type", b"text/event-stream; charset=utf-8"),
+        (b"cache-control", b"no-cache, no-transform"),
+        (b"x-accel-buffering", b"no"),
+    ],
+}
+
+
+class EventStream:
+    """`async with` it while events are waited for; `end` after that. It begins with what is written first,
+    so until then, or the first silence, an error can still have a status of its own."""
+
+    def __init__(self, send: Send) -> None:
+        self._send = send
+        self._loop = asyncio.get_running_loop()
+        self._since = self._loop.time()
+        self._comment: asyncio.Task[None] | None = None
+        self.started = False
+
+    async def write(self, data: bytes) -> None:
+        self._since = self._loop.time()
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": data, "more_body": True})
+
+    async def end(self, data: bytes) -> None:
+        await self._begin()
+        await self._send({"type": "http.response.body", "body": data})
+
+    async def __aenter__(self) -> Self:
+        self._timer = self._loop.call_later(QUIET_S, self._look)
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._timer.cancel()
+        if self._comment is not None:
+            self._comment.cancel()
+
+    async def _begin(self) -> None:
+        if not self.started:
+            self.started = True
+            await self._send(dict(START))
+
+    def _look(self) -> None:
+        silence = self._loop.time() - self._since
+        if silence >= QUIET_S and (self._comment is None or self._comment.done()):
+            self._comment = self._loop.create_task(self.write(COMMENT))
+            silence = 0.0
+        self._timer = self._loop.call_later(max(QUIET_S - silence, 0.01), self._look)
