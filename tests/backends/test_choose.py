@@ -8,7 +8,7 @@ from loopback import GOOD, Endpoint, error
 from perilune.accounts.accounts import Accounts
 from perilune.agent.solo import run_agent
 from perilune.agent.workspace import DirectoryWorkspace
-from perilune.backends import choose
+from perilune.backends import local
 from perilune.backends.base import Backend, complete
 from perilune.backends.choose import open_backend
 from perilune.backends.faulty import FaultPlan, FaultyBackend
@@ -44,7 +44,7 @@ async def test_a_wrong_url_is_told_at_once(tmp_path: Path) -> None:
 async def test_without_the_engine_extra_the_mend_is_named(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(choose, "ENGINE_PACKAGES", ("torch", "no_such_package_of_the_engine"))
+    monkeypatch.setattr(local, "ENGINE_PACKAGES", ("torch", "no_such_package_of_the_engine"))
     with pytest.raises(ConfigError, match=r"no_such_package_of_the_engine .*perilune\[engine\].*connect"):
         await open_backend(Settings(home=tmp_path))
 

@@ -317,6 +317,8 @@ TWO = '[[backends]]\nname = "a"\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\n'
     [
         ('backends = "sk-secret"', ["backends", "list of tables", "[[backends]]"]),
         ('[[backends]]\nname = "a"', ["backends", "table 1", "url"]),
+        (TWO + 'checkpoint = "x"', ["table 1", "embedded engine only"]),
+        (TWO + 'engine = "embedded"', ["table 1", "no `url`"]),
         (TWO + 'keyy = "sk-secret"', ["table 1", "keyy"]),
         ('[[backends]]\nname = "a"\nurl = "http://a b"\nmodel = "m"', ["backends, a", "not the URL"]),
         (TWO + "key = 7", ["table 1", "$.key"]),

@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from importlib.util import find_spec
-
 from perilune.backends.base import Backend
 from perilune.backends.fleet import open_fleet
+from perilune.backends.local import open_engine
 from perilune.backends.router import Router
 from perilune.backends.upstream import UpstreamBackend
 from perilune.errors import ConfigError
 from perilune.settings import Settings
-
-ENGINE_PACKAGES = ("torch", "safetensors", "numpy", "llguidance")
-"""What the `engine` extra brings."""
 
 
 async def open_backend(settings: Settings) -> Backend:
@@ -29,19 +25,5 @@ async def open_backend(settings: Settings) -> Backend:
         raise ConfigError("rules for no backends", field="access", mend="add [[backends]], or remove them")
     if settings.backends:
         return Router(await open_fleet(settings), serve_as=settings.serve_as)
-    return Router([await _open(settings)], serve_as=settings.serve_as)
-
-
-async def _open(settings: Settings) -> Backend:
-    if settings.model_url:
-        return await UpstreamBackend.open(settings)
-    missing = [name for name in ENGINE_PACKAGES if find_spec(name) is None]
-    if missing:
-        raise ConfigError(
-            f"serving a model here needs the engine, and {', '.join(missing)} is not installed",
-            field="checkpoint",
-            mend="pip install 'perilune[engine]', or use an endpoint with `perilune connect URL`",
-        )
-    from perilune.backends.embedded import EmbeddedBackend
-
-    return await EmbeddedBackend.start(settings)
+    one = UpstreamBackend.open(settings) if settings.model_url else open_engine(settings)
+    return Router([await one], serve_as=settings.serve_as)

@@ -1,25 +1,29 @@
-"""From the `[[backends]]` and `[[access]]` tables of the settings to backends, one for each model."""
+"""From the `[[backends]]` and `[[access]]` tables of the settings to backends, one for each model.
+
+Each table is an endpoint, or, with `engine = "embedded"`, our own engine in a process beside this one."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from typing import Annotated, Any, Literal, TypeVar
 
 import msgspec
 
 from perilune.backends.access import Rule
-from perilune.backends.base import ModelEntry
+from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.dialects import ENGINES
 from perilune.backends.listing import entry_from
+from perilune.backends.local import open_engine
 from perilune.backends.replicas import Replica, Replicas
 from perilune.backends.upstream import UpstreamBackend
-from perilune.errors import ConfigError
+from perilune.errors import CheckpointError, ConfigError
 from perilune.settings import Settings
 
 Table = TypeVar("Table")
-Engine = Literal["", "hosted", "vllm", "sglang", "ktransformers", "ollama"]
+EMBEDDED = "embedded"
+Engine = Literal["", "hosted", "vllm", "sglang", "ktransformers", "ollama", "embedded"]
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
 
 
@@ -27,9 +31,10 @@ class EndpointTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     """One `[[backends]]` table; docs/backends.md tells its fields."""
 
     name: str
-    url: str
+    url: str = ""
     key: str = ""
     model: str = ""
+    checkpoint: str = ""
     serves: str = ""
     aliases: tuple[str, ...] = ()
     engine: Engine = ""
@@ -40,23 +45,84 @@ class EndpointTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     max_output: Tokens | None = None
     price: str = ""
 
+    @property
+    def embedded(self) -> bool:
+        return self.engine == EMBEDDED
+
+    def __post_init__(self) -> None:
+        """Raises ValueError, which msgspec tells with the table's place."""
+        if self.embedded and (self.url or self.key or self.model):
+            raise ValueError("the embedded engine has a `checkpoint`, and no `url`, `key` or `model`")
+        if not self.embedded and (self.checkpoint or not self.url):
+            needed = "`url` is missing" if not self.url else "`checkpoint` goes with the embedded engine only"
+            raise ValueError(needed)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A table and what was found behind it."""
+
+    table: EndpointTable
+    entry: ModelEntry
+    """Of the model as it is known there."""
+    engine: Backend | None = None
+    """Running, where the table asks for one of ours."""
+
 
 async def open_fleet(settings: Settings) -> list[Replicas]:
-    """Raises ConfigError for a wrong table; BackendError for an endpoint that must be asked for its model."""
+    """Raises ConfigError for a wrong table; BackendError for an endpoint that must be asked for its model;
+    what starting an engine raises."""
     tables = read_tables(settings.backends, EndpointTable, "backends")
     rules = read_tables(settings.access, Rule, "access")
     names = [table.name for table in tables]
     for name in names:
         if not name or names.count(name) > 1:
             raise ConfigError(f"{name!r} is not a name of one endpoint", field="backends", mend="name each")
-    entries = await asyncio.gather(*(_entry(table, settings) for table in tables))
-    models: dict[str, list[tuple[EndpointTable, ModelEntry]]] = {}
-    for table, entry in zip(tables, entries, strict=True):
-        models.setdefault(table.serves or entry.id, []).append((table, entry))
-    fleet = [_replicas(model, members, rules, settings) for model, members in models.items()]
-    for one in fleet:
-        one.start_probes()
+    opened = await _open_all(tables, settings)
+    models: dict[str, list[Opened]] = {}
+    for one in opened:
+        models.setdefault(one.table.serves or one.entry.id, []).append(one)
+    try:
+        fleet = [_replicas(model, members, rules, settings) for model, members in models.items()]
+    except BaseException:
+        await _close(opened)
+        raise
+    for replicas in fleet:
+        replicas.start_probes()
     return fleet
+
+
+async def _open_all(tables: Sequence[EndpointTable], settings: Settings) -> list[Opened]:
+    """All of them, or none: an engine that was started already is ended again."""
+    found = await asyncio.gather(*(_open(table, settings) for table in tables), return_exceptions=True)
+    opened = [one for one in found if isinstance(one, Opened)]
+    for error in found:
+        if isinstance(error, BaseException):
+            await _close(opened)
+            raise error
+    return opened
+
+
+async def _close(opened: Sequence[Opened]) -> None:
+    await asyncio.gather(*(one.engine.close() for one in opened if one.engine is not None))
+
+
+async def _open(table: EndpointTable, settings: Settings) -> Opened:
+    own = _settings_of(table, settings)
+    try:
+        if not table.embedded:
+            return Opened(table, await entry_from(own))
+        engine = await open_engine(own)
+    except (ConfigError, CheckpointError) as error:
+        error.field = f"backends, {table.name}"  # not the setting for one endpoint
+        raise
+    (entry,) = await engine.models()
+    fitted = msgspec.structs.replace(
+        entry,
+        context_length=min(entry.context_length, table.context or entry.context_length),
+        max_output_tokens=min(entry.max_output_tokens, table.max_output or entry.max_output_tokens),
+    )
+    return Opened(table, fitted, engine)
 
 
 def read_tables(tables: Sequence[Mapping[str, Any]], kind: type[Table], setting: str) -> tuple[Table, ...]:
@@ -72,35 +138,38 @@ def read_tables(tables: Sequence[Mapping[str, Any]], kind: type[Table], setting:
     return tuple(found)
 
 
-def _replicas(
-    model: str, members: list[tuple[EndpointTable, ModelEntry]], rules: tuple[Rule, ...], settings: Settings
-) -> Replicas:
+def _replicas(model: str, members: Sequence[Opened], rules: tuple[Rule, ...], settings: Settings) -> Replicas:
     entry = _common_entry(model, members)
     replicas = [
         Replica(
-            name=table.name,
-            backend=UpstreamBackend(
-                table.url,
-                key=table.key,
-                entry=entry,
-                model_name=own.id,
-                timeout_s=settings.model_timeout_s,
-                retries=0,  # Replicas tries again, elsewhere first
-                quirks=ENGINES[table.engine],
-            ),
-            region=table.region,
-            vendor=table.vendor,
-            data_classes=table.data_classes,
+            name=one.table.name,
+            backend=one.engine or _upstream(one, entry, settings),
+            region=one.table.region,
+            vendor=one.table.vendor,
+            data_classes=one.table.data_classes,
+            kind="upstream" if one.engine is None else EMBEDDED,
         )
-        for table, own in members
+        for one in members
     ]
     return Replicas(entry, replicas, rules=rules, retries=settings.model_retries)
 
 
-def _common_entry(model: str, members: list[tuple[EndpointTable, ModelEntry]]) -> ModelEntry:
+def _upstream(one: Opened, entry: ModelEntry, settings: Settings) -> UpstreamBackend:
+    return UpstreamBackend(
+        one.table.url,
+        key=one.table.key,
+        entry=entry,
+        model_name=one.entry.id,
+        timeout_s=settings.model_timeout_s,
+        retries=0,  # Replicas tries again, elsewhere first
+        quirks=ENGINES[one.table.engine],
+    )
+
+
+def _common_entry(model: str, members: Sequence[Opened]) -> ModelEntry:
     """What all endpoints of a model can do. Raises ConfigError where they are not the same model."""
-    entries = [entry for _, entry in members]
-    prices = {table.price or entry.price for table, entry in members}
+    entries = [one.entry for one in members]
+    prices = {one.table.price or one.entry.price for one in members}
     if len(prices) > 1:
         raise ConfigError(
             f"the endpoints of {model} have several prices",
@@ -112,7 +181,7 @@ def _common_entry(model: str, members: list[tuple[EndpointTable, ModelEntry]]) -
     return msgspec.structs.replace(
         special,
         id=model,
-        aliases=tuple(dict.fromkeys(alias for table, _ in members for alias in table.aliases)),
+        aliases=tuple(dict.fromkeys(alias for one in members for alias in one.table.aliases)),
         context_length=min(entry.context_length for entry in entries),
         max_output_tokens=min(entry.max_output_tokens for entry in entries),
         modalities=tuple(modalities),
@@ -120,18 +189,11 @@ def _common_entry(model: str, members: list[tuple[EndpointTable, ModelEntry]]) -
     )
 
 
-async def _entry(table: EndpointTable, settings: Settings) -> ModelEntry:
-    try:
-        return await entry_from(_settings_of(table, settings))
-    except ConfigError as error:
-        error.field = f"backends, {table.name}"  # not the setting for one endpoint
-        raise
-
-
 def _settings_of(table: EndpointTable, settings: Settings) -> Settings:
     return replace(
         settings,
         backends=(),
+        checkpoint=table.checkpoint or settings.checkpoint,
         model_url=table.url,
         model_key=table.key,
         model_name=table.model,

@@ -34,11 +34,15 @@ from perilune.errors import (
     BackendRateLimited,
     BackendRefused,
     BackendUnreachable,
+    ContextTooLong,
+    EngineError,
     Forbidden,
     PeriluneError,
 )
 
 Events = AsyncGenerator[Event, None]
+Failure = BackendError | EngineError
+"""Of an endpoint, or of an engine of ours."""
 
 log = logging.getLogger(__name__)
 
@@ -133,7 +137,7 @@ class Replicas:
                 yield first
                 async for event in events:
                     yield event
-        except BackendError as error:
+        except (BackendError, EngineError) as error:
             replica.breaker.failed()
             replica.duty.error = error.message
             raise
@@ -149,9 +153,16 @@ class Replicas:
             raise errors[-1] if errors else self._all_drained()
 
     async def count_tokens(self, request: Request) -> int | None:
-        """Raises Forbidden too, so that nothing is reserved for a call that no endpoint may serve."""
+        """The most that any of the endpoints that may serve the call counts, and None where one of them
+        cannot. Raises Forbidden too, so that nothing is reserved for a call that no endpoint may serve."""
         self._check_access()
-        return None
+        most = 0
+        for replica in self._allowed:
+            counted = await replica.backend.count_tokens(request)
+            if counted is None:
+                return None
+            most = max(most, counted)
+        return most
 
     async def close(self) -> None:
         if self._probing is not None:
@@ -172,7 +183,7 @@ class Replicas:
     async def _begin(self, request: Request) -> tuple[Replica, Event, Events]:
         """The first event of an answer, from whichever endpoint gives one."""
         order, failures = in_order(request, self._allowed), 0
-        error: BackendError = BackendUnreachable(
+        error: Failure = BackendUnreachable(
             f"every endpoint of {self._entry.id} failed a moment ago", mend="try again soon"
         )
         while True:
@@ -215,15 +226,15 @@ class Replicas:
         except StopAsyncIteration:
             replica.breaker.failed()
             raise BackendProtocol(f"{replica.name} gave an empty answer") from None
-        except BackendRefused:
+        except (BackendRefused, ContextTooLong):  # about the request: the endpoint is well
             replica.breaker.succeeded()
             raise
-        except BackendError as error:
+        except (BackendError, EngineError) as error:
             self._judge(replica, error)
-            if is_passing(error) or isinstance(error, BackendAuth):
+            if isinstance(error, BackendAuth | EngineError) or is_passing(error):
                 raise _Elsewhere(error) from error
             raise
-        except PeriluneError:  # about the request: the endpoint is well
+        except PeriluneError:
             replica.breaker.succeeded()
             raise
         except BaseException:
@@ -233,7 +244,7 @@ class Replicas:
         replica.duty.error = ""
         return first, events
 
-    def _judge(self, replica: Replica, error: BackendError) -> None:
+    def _judge(self, replica: Replica, error: Failure) -> None:
         replica.duty.error = error.message
         if isinstance(error, BackendRateLimited):
             replica.breaker.released()
@@ -257,10 +268,10 @@ class Replicas:
             replica.duty.error = error.message
             replica.breaker.failed(at_once=isinstance(error, BackendAuth))
 
-    async def _look(self, replica: Replica) -> BackendError | None:
+    async def _look(self, replica: Replica) -> Failure | None:
         try:
             await replica.backend.ready()
-        except BackendError as error:
+        except (BackendError, EngineError) as error:
             return error
         return None
 
@@ -288,6 +299,6 @@ def _digest(value: object) -> bytes:
 class _Elsewhere(Exception):
     """Nothing of an answer has arrived, and another endpoint may do better."""
 
-    def __init__(self, error: BackendError) -> None:
+    def __init__(self, error: Failure) -> None:
         super().__init__(error.message)
         self.error = error

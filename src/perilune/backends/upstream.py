@@ -47,6 +47,7 @@ from perilune.errors import (
     BackendRefused,
     BackendUnreachable,
     ContextTooLong,
+    PeriluneError,
 )
 from perilune.settings import Settings
 
@@ -279,7 +280,7 @@ class UpstreamBackend:
         return BackendInterrupted(f"the answer of {self.url} {why}", mend=mend)
 
 
-def retry_pause(error: BackendError, failures: int, retries: int, chance: float) -> float | None:
+def retry_pause(error: PeriluneError, failures: int, retries: int, chance: float) -> float | None:
     """Seconds to wait after so many earlier failures before the next try; None when there is none."""
     asked = error.retry_after_s if isinstance(error, BackendRateLimited) else None
     if failures >= retries or (asked or 0.0) > LONGEST_RETRY_AFTER_S:

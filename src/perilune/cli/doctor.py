@@ -134,7 +134,8 @@ def check_sandbox(settings: Settings) -> Check:
 
 def check_engine(settings: Settings) -> Check:
     missing = [name for name in ENGINE if find_spec(name) is None]
-    if missing and (settings.model_url or settings.backends):
+    embedded = any(table.get("engine") == "embedded" for table in settings.backends)
+    if missing and (settings.model_url or settings.backends) and not embedded:
         return Check("engine", "ok", "not installed, and not needed: a model is connected")
     if missing:
         return Check("engine", "fail", f"not installed: {', '.join(missing)}", INSTALL_ENGINE)
