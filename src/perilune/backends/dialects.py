@@ -1,7 +1,8 @@
 """How endpoints' dialects differ, as data: what a kind of engine is known for, and what a refusal teaches.
 
-Only what we send differs. What comes back (`reasoning_content` or `reasoning`, usage in the last chunk or in
-its own, cached tokens flat or nested, tool calls without ids) is read in every form by `chat/wire`.
+What we send differs. What comes back (`reasoning_content` or `reasoning`, usage in the last chunk or in its
+own, cached tokens flat or nested, tool calls without ids) is read in every form by `chat/wire`; only calls
+that were left in the text must be known of beforehand.
 """
 
 from __future__ import annotations
@@ -38,6 +39,8 @@ class Quirks:
     """The field in which it takes an earlier answer's thinking."""
     without_thinking: tuple[tuple[str, str], ...] = ()
     """Fields that switch thinking off there, besides those that are not omitted."""
+    calls_in_text: bool = False
+    """It does not read the model's tool calls: they stay in the text as the model spells them."""
 
     def body(self, request: Request, model: str) -> dict[str, Any]:
         body = encode_request(request, model=model, stream=True)
@@ -73,6 +76,9 @@ ENGINES: Mapping[str, Quirks] = {
         omit=OPEN_SOURCE | {"chat_template_kwargs", "parallel_tool_calls"},
         reasoning="reasoning",
         without_thinking=(("reasoning_effort", "none"),),
+    ),
+    "llama-cpp": Quirks(
+        omit=OPEN_SOURCE | {"chat_template_kwargs", "parallel_tool_calls"}, calls_in_text=True
     ),
 }
 """`engine` of a `[[backends]]` table -> its dialect; "" sends all spellings and learns from refusals."""

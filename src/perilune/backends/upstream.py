@@ -36,6 +36,7 @@ from perilune.backends.endpoint import (
     web_page,
 )
 from perilune.backends.listing import entry_from, list_models
+from perilune.backends.spelt_calls import read_spelt_calls
 from perilune.chat.messages import Completion, Event, Finished, Request
 from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion
 from perilune.errors import (
@@ -120,6 +121,8 @@ class UpstreamBackend:
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
         response, events = await self._begin(request)
+        if self._quirks.calls_in_text and request.tools and request.tool_choice != "none":
+            events = read_spelt_calls(events, request)
         finished = False
         try:
             async with aclosing(events):

@@ -15,6 +15,7 @@ import functools
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
+from typing import Protocol
 
 import msgspec
 
@@ -36,12 +37,13 @@ from perilune.chat.tokenizer import (
     SECTION_END,
     STOPS,
     THINK,
-    Tokenizer,
 )
 
 MISSPELT_SECTION = "<|tool_call_section_begin|>"
 """K2 sometimes writes the section's begin so, as ordinary text, before a real call."""
 MISSPELT_END = "<|tool_call_section_end|>"
+SPELT = (THINK, END_THINK, SECTION_BEGIN, SECTION_END, CALL_BEGIN, CALL_ARGUMENTS, CALL_END, *STOPS)
+"""Markers that an answer may hold."""
 
 
 class _State(Enum):
@@ -54,11 +56,31 @@ class _State(Enum):
     DONE = auto()
 
 
+class Tokens(Protocol):
+    """What a parser must know of a tokenizer."""
+
+    @property
+    def specials(self) -> Mapping[str, int]: ...
+    @property
+    def stop_ids(self) -> tuple[int, ...]: ...
+    def token_bytes(self) -> tuple[bytes, ...]: ...
+
+
+class SpellingOnly:
+    """Stands for the tokenizer of an answer that comes as text: the markers' names, and no ids."""
+
+    specials: Mapping[str, int] = {name: -1 - place for place, name in enumerate(SPELT)}
+    stop_ids: tuple[int, ...] = ()
+
+    def token_bytes(self) -> tuple[bytes, ...]:
+        return ()
+
+
 class StreamParser:
     """One answer. Feed it ids in any portions: the events add up to the same."""
 
     def __init__(
-        self, tokenizer: Tokenizer, *, thinking: bool, first_call: int, tools: Sequence[Tool] = ()
+        self, tokenizer: Tokens, *, thinking: bool, first_call: int, tools: Sequence[Tool] = ()
     ) -> None:
         """`thinking`: the prompt ended inside an open think block. `first_call`: IDX of the answer's first
         call. `tools`: what was declared, to make out a call whose id does not name its tool."""
