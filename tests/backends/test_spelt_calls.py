@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from typing import get_args
 
 import pytest
 
 from perilune.backends.dialects import ENGINES
+from perilune.backends.fleet import Engine
 from perilune.backends.spelt_calls import read_spelt_calls
 from perilune.chat.messages import (
     Assembler,
@@ -89,3 +91,7 @@ async def test_leaving_the_answer_closes_the_endpoints() -> None:
 
 def test_only_llama_cpp_is_known_for_it() -> None:
     assert [name for name, quirks in ENGINES.items() if quirks.calls_in_text] == ["llama-cpp"]
+
+
+def test_every_dialect_can_be_named_in_a_table() -> None:
+    assert set(get_args(Engine)) == {*ENGINES, "embedded"}

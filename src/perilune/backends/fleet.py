@@ -23,7 +23,7 @@ from perilune.settings import Settings
 
 Table = TypeVar("Table")
 EMBEDDED = "embedded"
-Engine = Literal["", "hosted", "vllm", "sglang", "ktransformers", "ollama", "embedded"]
+Engine = Literal["", "hosted", "vllm", "sglang", "ktransformers", "ollama", "llama-cpp", "embedded"]
 Tokens = Annotated[int, msgspec.Meta(ge=1)]
 
 
