@@ -59,7 +59,7 @@ OUTSIDE: dict[str, set[str]] = {
     "model": {"msgspec", "torch", "safetensors", "numpy"},
     "engine": {"msgspec", *TORCH},
     "accounts": {"msgspec"},
-    "backends": {"msgspec", "aiohttp"},
+    "backends": {"msgspec", "aiohttp", "httptools"},
     "agent": {"msgspec", "regex", "aiohttp"},
     "swarm": {"msgspec", "regex"},
     "api": {"msgspec", "starlette", "uvicorn", "uvloop", "httptools"},

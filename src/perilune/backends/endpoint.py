@@ -5,12 +5,15 @@ from __future__ import annotations
 import email.utils
 import ipaddress
 import re
+import socket
 import ssl
 import time
+from collections.abc import Mapping
 from urllib.parse import urlsplit
 
 import aiohttp
 
+from perilune.backends.plain_http import PlainResponse, PlainSession
 from perilune.chat.wire import decode_error
 from perilune.errors import (
     BackendError,
@@ -67,7 +70,29 @@ def new_session(timeout_s: float) -> aiohttp.ClientSession:
     )
 
 
-async def read_capped(response: aiohttp.ClientResponse) -> bytes:
+class AiohttpSession:
+    """What `PlainSession` is, for URLs with TLS."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], timeout_s: float) -> None:
+        self._url = url
+        self._headers = headers
+        self._session = new_session(timeout_s)
+
+    async def post(self, body: bytes) -> aiohttp.ClientResponse:
+        return await self._session.post(self._url, data=body, headers=self._headers, allow_redirects=False)
+
+    async def close(self) -> None:
+        await self._session.close()
+
+
+def open_session(url: str, headers: Mapping[str, str], timeout_s: float) -> PlainSession | AiohttpSession:
+    """For calls to one URL; `timeout_s` is the longest silence."""
+    if url.startswith("http://"):
+        return PlainSession(url, headers, connect_s=CONNECT_TIMEOUT_S, silence_s=timeout_s)
+    return AiohttpSession(url, headers, timeout_s)
+
+
+async def read_capped(response: aiohttp.ClientResponse | PlainResponse) -> bytes:
     """The whole body. Raises BackendProtocol when it is absurdly long, aiohttp's errors when it is cut."""
     body = bytearray()
     async for piece in response.content.iter_any():
@@ -83,7 +108,7 @@ async def read_capped(response: aiohttp.ClientResponse) -> bytes:
 def connection_error(error: BaseException, url: str, timeout_s: float) -> BackendError:
     """A failure of the connection, before any of the answer had arrived."""
     match error:
-        case aiohttp.ClientConnectorDNSError():
+        case aiohttp.ClientConnectorDNSError() | socket.gaierror():
             return BackendUnreachable(
                 f"there is no host {urlsplit(url).hostname}", field="model_url", mend="check the URL"
             )
@@ -109,6 +134,11 @@ def connection_error(error: BaseException, url: str, timeout_s: float) -> Backen
             )
         case aiohttp.ServerDisconnectedError() | aiohttp.ClientOSError():
             return BackendUnreachable(f"{url} closed the connection without an answer", mend="try later")
+        case ConnectionError():
+            return BackendUnreachable(
+                f"nothing answers at {url}: {error.strerror or 'connection failed'}",
+                mend="start the endpoint or check the URL",
+            )
         case aiohttp.ClientPayloadError():
             return BackendUnreachable(f"{url} cut its answer short", mend="try later")
         case _:
@@ -125,7 +155,7 @@ def may_pass(error: BaseException) -> bool:
     return isinstance(error, OSError | aiohttp.ServerDisconnectedError | aiohttp.ClientPayloadError)
 
 
-def refusal(response: aiohttp.ClientResponse, body: bytes, url: str) -> BackendError:
+def refusal(response: aiohttp.ClientResponse | PlainResponse, body: bytes, url: str) -> BackendError:
     """What a status other than 200 means, with the endpoint's own words and our mend."""
     status = response.status
     if 300 <= status < 400:

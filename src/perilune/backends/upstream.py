@@ -24,6 +24,7 @@ from perilune.backends.base import ModelEntry
 from perilune.backends.dialects import Quirks
 from perilune.backends.endpoint import (
     PAGE_TYPES,
+    AiohttpSession,
     auth_headers,
     base_url,
     connection_error,
@@ -31,11 +32,13 @@ from perilune.backends.endpoint import (
     is_too_long,
     may_pass,
     new_session,
+    open_session,
     read_capped,
     refusal,
     web_page,
 )
 from perilune.backends.listing import entry_from, list_models
+from perilune.backends.plain_http import PlainResponse, PlainSession
 from perilune.backends.spelt_calls import read_spelt_calls
 from perilune.chat.messages import Completion, Event, Finished, Request
 from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion
@@ -53,7 +56,8 @@ from perilune.errors import (
 from perilune.settings import Settings
 
 Events: TypeAlias = AsyncGenerator[Event, None]
-Answer: TypeAlias = tuple[aiohttp.ClientResponse, Events]
+Response: TypeAlias = aiohttp.ClientResponse | PlainResponse
+Answer: TypeAlias = tuple[Response, Events]
 
 log = logging.getLogger(__name__)
 
@@ -99,7 +103,7 @@ class UpstreamBackend:
         self._quirks = quirks or Quirks()
         self._sleep = sleep
         self._chance = chance
-        self._session: aiohttp.ClientSession | None = None
+        self._session: PlainSession | AiohttpSession | None = None
         self._resting: set[asyncio.Task[None]] = set()
         self._looking = asyncio.Lock()
         self._looked = float("-inf")
@@ -136,9 +140,11 @@ class UpstreamBackend:
                 # Not back to the pool: an answer that is not read to its end must stop at the endpoint.
                 response.close()
 
-    def _keep(self, response: aiohttp.ClientResponse) -> None:
+    def _keep(self, response: Response) -> None:
         """Have what follows the answer read (`[DONE]` and the body's end), so that the connection can be
-        used again. Nobody waits for it."""
+        used again. Nobody waits for it, and mostly it has come with the answer's last event."""
+        if response.content.at_eof():
+            return
         task = asyncio.create_task(_read_rest(response))
         self._resting.add(task)
         task.add_done_callback(self._resting.discard)
@@ -202,14 +208,9 @@ class UpstreamBackend:
     async def _attempt(self, request: Request, body: dict[str, Any]) -> Answer:
         """One POST, up to the first bytes of the answer. Raises _Passing for what a retry may mend."""
         if self._session is None:
-            self._session = new_session(self._timeout_s)
+            self._session = open_session(f"{self.url}/chat/completions", self._headers, self._timeout_s)
         try:
-            response = await self._session.post(
-                f"{self.url}/chat/completions",
-                data=msgspec.json.encode(body),
-                headers=self._headers,
-                allow_redirects=False,
-            )
+            response = await self._session.post(msgspec.json.encode(body))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failed(error) from error
         try:
@@ -221,7 +222,7 @@ class UpstreamBackend:
             response.close()
             raise
 
-    async def _first(self, response: aiohttp.ClientResponse, request: Request) -> Events:
+    async def _first(self, response: Response, request: Request) -> Events:
         """The events of a response whose first bytes have arrived. Raises also aiohttp's errors."""
         if response.status != 200:
             body = await read_capped(response)
@@ -249,7 +250,7 @@ class UpstreamBackend:
 
     # ---- after it
 
-    async def _decode(self, response: aiohttp.ClientResponse, data: bytes, decoder: ChunkDecoder) -> Events:
+    async def _decode(self, response: Response, data: bytes, decoder: ChunkDecoder) -> Events:
         size = 0
         while data:
             size += len(data)
@@ -263,14 +264,14 @@ class UpstreamBackend:
         for event in decoder.close():
             yield event
 
-    async def _whole(self, response: aiohttp.ClientResponse, first: bytes, first_call: int) -> Completion:
+    async def _whole(self, response: Response, first: bytes, first_call: int) -> Completion:
         try:
             body = first + await read_capped(response)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._interrupted(error) from error
         return decode_completion(body, first_call)
 
-    async def _more(self, response: aiohttp.ClientResponse) -> bytes:
+    async def _more(self, response: Response) -> bytes:
         """The next bytes of the body; b"" at its end."""
         try:
             return await response.content.readany()
@@ -316,7 +317,7 @@ class _Passing(Exception):
         self.error = error
 
 
-async def _read_rest(response: aiohttp.ClientResponse) -> None:
+async def _read_rest(response: Response) -> None:
     """Read to the end, which gives the connection back; close it where the end does not come soon."""
     size = 0
     try:

@@ -1,0 +1,300 @@
+"""A small HTTP/1.1 client for one URL without TLS, where aiohttp costs as much as all else of a call.
+
+It has the few names of aiohttp's session, response and stream that `upstream` uses, and raises aiohttp's
+errors, so that one takes the place of the other. An answer that arrived whole gives its connection back; one
+that is closed before that closes its connection, so that the work stops at the endpoint.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import AsyncIterator, Mapping
+from typing import Any
+from urllib.parse import urlsplit
+
+import aiohttp
+import httptools
+
+IDLE_S = 15.0
+"""How long an unused connection is kept; many servers close theirs soon after."""
+HIGH_WATER = 1 << 20
+"""Bytes that wait to be read before the endpoint is made to wait."""
+MOST_HEADER_BYTES = 65536
+
+
+class PlainSession:
+    """Connections to one URL, as many as there are calls."""
+
+    def __init__(self, url: str, headers: Mapping[str, str], *, connect_s: float, silence_s: float) -> None:
+        parts = urlsplit(url)
+        self._host = parts.hostname or ""
+        self._port = parts.port or 80
+        path = f"{parts.path or '/'}{'?' + parts.query if parts.query else ''}"
+        lines = [f"POST {path} HTTP/1.1", f"Host: {parts.netloc}"]
+        lines += [f"{name}: {value}" for name, value in headers.items()]
+        self._head = "\r\n".join([*lines, "Content-Length: "]).encode("latin-1")
+        self._connect_s = connect_s
+        self._silence_s = silence_s
+        self._idle: deque[_Connection] = deque()
+        self._all: set[_Connection] = set()
+
+    async def post(self, body: bytes) -> PlainResponse:
+        """The answer, once its headers have arrived. Raises aiohttp.ClientError, TimeoutError, OSError."""
+        connection = self._idle_one() or await self._connect()
+        response = connection.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body), self._silence_s)
+        try:
+            await response.begun()
+        except BaseException:
+            response.close()
+            raise
+        return response
+
+    async def close(self) -> None:
+        for connection in tuple(self._all):
+            connection.drop()
+        await asyncio.sleep(0)  # lets them go, so that none is left to the collector
+
+    def give_back(self, connection: _Connection) -> None:
+        connection.since = time.monotonic()
+        self._idle.append(connection)
+        while self._idle[0].since + IDLE_S < connection.since:
+            self._idle.popleft().drop()
+
+    def forget(self, connection: _Connection) -> None:
+        self._all.discard(connection)
+        if connection in self._idle:
+            self._idle.remove(connection)
+
+    def _idle_one(self) -> _Connection | None:
+        """The one that was used last."""
+        oldest = time.monotonic() - IDLE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.since >= oldest and connection.is_open:
+                return connection
+            connection.drop()
+        return None
+
+    async def _connect(self) -> _Connection:
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(self._connect_s):
+                _, connection = await loop.create_connection(
+                    lambda: _Connection(self), self._host, self._port
+                )
+        except TimeoutError as error:
+            raise aiohttp.ConnectionTimeoutError(f"no connection within {self._connect_s:g} s") from error
+        self._all.add(connection)
+        return connection
+
+
+class PlainResponse:
+    """One answer, while it arrives."""
+
+    def __init__(self, connection: _Connection, silence_s: float) -> None:
+        self.status = 0
+        self.reason = ""
+        self.headers = _Headers()
+        self.content = self
+        self._connection = connection
+        self._silence_s = silence_s
+        self._heard = time.monotonic()
+        self._watch = asyncio.get_running_loop().call_later(silence_s, self._look)
+        self._waiter: asyncio.Future[None] | None = None
+        self._pieces: list[bytes] = []
+        self._size = 0
+        self._ended = False
+        self._error: Exception | None = None
+
+    @property
+    def content_type(self) -> str:
+        kind = self.headers.get("Content-Type") or "application/octet-stream"
+        return kind.partition(";")[0].strip().lower()
+
+    async def begun(self) -> None:
+        while not self.status:
+            await self._more()
+
+    async def readany(self) -> bytes:
+        """What has arrived of the body, at least one byte; b"" at its end."""
+        while not self._pieces:
+            if self._ended:
+                return b""
+            await self._more()
+        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
+        self._pieces, self._size = [], 0
+        self._connection.resume()
+        return data
+
+    async def iter_any(self) -> AsyncIterator[bytes]:
+        while data := await self.readany():
+            yield data
+
+    def at_eof(self) -> bool:
+        return self._ended and not self._pieces
+
+    def close(self) -> None:
+        """Nothing to do once the whole answer has arrived."""
+        self._watch.cancel()
+        if not self._ended:
+            self._connection.drop()
+
+    # ---- from the connection
+
+    def heard(self) -> None:
+        self._heard = time.monotonic()
+
+    def add(self, data: bytes) -> None:
+        self._pieces.append(data)
+        self._size += len(data)
+        if self._size > HIGH_WATER:
+            self._connection.pause()
+        self.wake()
+
+    def end(self, error: Exception | None = None) -> None:
+        self._watch.cancel()
+        self._ended = error is None
+        self._error = self._error or error
+        self.wake()
+
+    def wake(self) -> None:
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+
+    async def _more(self) -> None:
+        """Wait for anything to happen. Raises what ended the answer."""
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    def _look(self) -> None:
+        """One timer for the whole answer, set anew only when it has run down."""
+        left = self._heard + self._silence_s - time.monotonic()
+        if left > 0 or self._pieces:  # what waits to be read shows that the endpoint is not the slow one
+            self._watch = asyncio.get_running_loop().call_later(max(left, 0.05), self._look)
+            return
+        self.end(TimeoutError(f"silent for {self._silence_s:g} s"))
+        self._connection.drop()
+
+
+class _Headers:
+    """By lower-case names; found under any spelling."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, str] = {}
+
+    def get(self, name: str, default: str | None = None) -> str | None:
+        return self.values.get(name.lower(), default)
+
+
+class _Connection(asyncio.Protocol):
+    """One connection, for one answer at a time."""
+
+    def __init__(self, session: PlainSession) -> None:
+        self.since = 0.0
+        """When it was last given back."""
+        self._session = session
+        self._transport: Any = None
+        self._parser: Any = None
+        self._response: PlainResponse | None = None
+        self._header_bytes = 0
+        self._paused = False
+
+    @property
+    def is_open(self) -> bool:
+        return not self._transport.is_closing()
+
+    def ask(self, request: bytes, silence_s: float) -> PlainResponse:
+        self._parser = httptools.HttpResponseParser(self)
+        self._header_bytes = 0
+        self._response = PlainResponse(self, silence_s)
+        self._transport.write(request)
+        return self._response
+
+    def drop(self) -> None:
+        self._session.forget(self)
+        if self._transport is not None:
+            self._transport.abort()
+
+    def pause(self) -> None:
+        if not self._paused:
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused:
+            self._paused = False
+            self._transport.resume_reading()
+
+    # ---- asyncio.Protocol
+
+    def connection_made(self, transport: Any) -> None:
+        self._transport = transport
+
+    def data_received(self, data: bytes) -> None:
+        response = self._response
+        if response is None:  # nobody asked
+            self.drop()
+            return
+        response.heard()
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserError as error:
+            self._fail(response, aiohttp.ClientError(f"not HTTP: {error}"))
+
+    def connection_lost(self, error: Exception | None) -> None:
+        self._session.forget(self)
+        response, self._response = self._response, None
+        if response is None:
+            return
+        if response.status and not {"content-length", "transfer-encoding"} & response.headers.values.keys():
+            response.end(aiohttp.ClientPayloadError("cut") if error else None)
+        elif response.status:
+            response.end(aiohttp.ClientPayloadError("cut"))
+        else:
+            response.end(aiohttp.ServerDisconnectedError())
+
+    def _fail(self, response: PlainResponse, error: Exception) -> None:
+        self._response = None
+        response.end(aiohttp.ClientPayloadError(str(error)) if response.status else error)
+        self.drop()
+
+    # ---- from the parser
+
+    def on_status(self, text: bytes) -> None:
+        if self._response is not None:
+            self._response.reason = text.decode("latin-1")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._header_bytes += len(name) + len(value)
+        if self._header_bytes > MOST_HEADER_BYTES:
+            raise httptools.HttpParserError("endless headers")
+        if self._response is not None:
+            self._response.headers.values[name.decode("latin-1").lower()] = value.decode("latin-1")
+
+    def on_headers_complete(self) -> None:
+        if self._response is not None and self._parser.get_status_code() >= 200:
+            self._response.status = self._parser.get_status_code()
+            self._response.wake()
+
+    def on_body(self, data: bytes) -> None:
+        if self._response is not None:
+            self._response.add(data)
+
+    def on_message_complete(self) -> None:
+        response = self._response
+        if response is None or not response.status:  # an interim answer, such as 100
+            return
+        self._response = None
+        self.resume()
+        response.end()
+        if self._parser.should_keep_alive() and self.is_open:
+            self._session.give_back(self)
+        else:
+            self.drop()
