@@ -70,6 +70,9 @@ class Settings:
     """Context length of the model at `model_url`, in tokens."""
     model_max_output: int = field(default=32768, metadata={"least": 1})
     """Most tokens that one answer of the model at `model_url` may have."""
+    model_tokenizer: str = ""
+    """Folder with the tokenizer of the model at `model_url`: `tiktoken.model`, `tokenizer_config.json`, and
+    its chat template where it has one. Prompts are then counted; else their bytes are the bound."""
     model_timeout_s: float = field(default=600.0, metadata={"least": 0.001})
     """Longest silence of the model endpoint, in seconds, before a call is given up."""
     model_retries: int = field(default=3, metadata={"least": 0})

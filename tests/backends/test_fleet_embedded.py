@@ -21,10 +21,12 @@ from perilune.backends.metered import MeteredBackend
 from perilune.backends.replicas import Replicas, in_order
 from perilune.backends.router import Router
 from perilune.backends.scripted import ScriptedBackend
-from perilune.chat.messages import Message, Request, TextDelta
+from perilune.chat.messages import Message, Request, TextDelta, Tool
 from perilune.errors import CheckpointError, ConfigError, ContextTooLong, EngineGone, PeriluneError
 from perilune.model.tiny import write_tiny_checkpoint
 from perilune.settings import Settings
+
+NOTHING: dict[str, str] = {}
 
 
 @pytest.fixture(scope="module")
@@ -61,7 +63,7 @@ class Mixed:
         """A request whose conversation belongs to that one."""
         for number in range(1000):
             message = Message(role="user", content=f"conversation {number}")
-            request = Request(model="m", messages=(message,), thinking=False, **{"max_tokens": 8} | more)
+            request = Request(model="m", messages=(message,), **{"max_tokens": 8, "thinking": False} | more)
             if in_order(request, (self.here, self.there))[0].name == first:
                 return request
         raise AssertionError("no conversation belongs there")
@@ -75,11 +77,13 @@ class Mixed:
 
 
 @asynccontextmanager
-async def mixed(home: Path, folder: Path, handler: Handler = GOOD, **more: Any) -> AsyncIterator[Mixed]:
+async def mixed(
+    home: Path, folder: Path, handler: Handler = GOOD, there: dict[str, str] = NOTHING, **more: Any
+) -> AsyncIterator[Mixed]:
     async with Endpoint([only_calls(handler)]) as endpoint:
         tables = (
             {"name": "here", "engine": "embedded", "checkpoint": str(folder), "serves": "m", "region": "eu"},
-            {"name": "there", "url": endpoint.url, "model": "theirs", "serves": "m", "region": "us"},
+            {"name": "there", "url": endpoint.url, "model": "theirs", "serves": "m", "region": "us"} | there,
         )
         defaults: dict[str, Any] = {"model_retries": 0, "threads": 1, "cache_tokens": 4096}
         settings = Settings(home=home, backends=tables, **defaults | more)
@@ -161,6 +165,24 @@ async def test_rules_hold_for_the_engine_too(tmp_path: Path, folder: Path) -> No
             (row,) = accounts.usage_rows()
             # Only the engine may serve it, and the engine counts: the reservation was exact.
             assert row.reserved == charge.buckets.uncached * 950 + 8 * 4000
+
+
+async def test_with_its_tokenizer_an_endpoints_prompts_are_counted_as_the_engine_counts_them(
+    tmp_path: Path, folder: Path
+) -> None:
+    async with mixed(tmp_path, folder, there={"tokenizer": str(folder)}) as it:
+        for request in (
+            it.ask("here"),
+            it.ask("there", tools=(Tool(name="f", description="Grüße ☾"),), thinking=True),
+        ):
+            counted = await it.router.count_tokens(request)
+            assert (
+                counted
+                == await it.engine.count_tokens(request)
+                == await it.there.backend.count_tokens(request)
+            )
+        usage = (await complete(it.router, it.ask("here"))).usage
+        assert usage.prompt_tokens == await it.there.backend.count_tokens(it.ask("here"))
 
 
 async def test_beside_an_endpoint_that_cannot_count_bytes_are_the_bound(tmp_path: Path, folder: Path) -> None:

@@ -13,6 +13,7 @@ import msgspec
 
 from perilune.backends.access import Rule
 from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.counting import PromptCounter, counter_of
 from perilune.backends.dialects import ENGINES
 from perilune.backends.listing import entry_from
 from perilune.backends.local import open_engine
@@ -35,6 +36,7 @@ class EndpointTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     key: str = ""
     model: str = ""
     checkpoint: str = ""
+    tokenizer: str = ""
     serves: str = ""
     aliases: tuple[str, ...] = ()
     engine: Engine = ""
@@ -51,8 +53,10 @@ class EndpointTable(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 
     def __post_init__(self) -> None:
         """Raises ValueError, which msgspec tells with the table's place."""
-        if self.embedded and (self.url or self.key or self.model):
-            raise ValueError("the embedded engine has a `checkpoint`, and no `url`, `key` or `model`")
+        if self.embedded and (self.url or self.key or self.model or self.tokenizer):
+            raise ValueError(
+                "the embedded engine has a `checkpoint`, no `url`, `key`, `model` or `tokenizer`"
+            )
         if not self.embedded and (self.checkpoint or not self.url):
             needed = "`url` is missing" if not self.url else "`checkpoint` goes with the embedded engine only"
             raise ValueError(needed)
@@ -67,6 +71,7 @@ class Opened:
     """Of the model as it is known there."""
     engine: Backend | None = None
     """Running, where the table asks for one of ours."""
+    counter: PromptCounter | None = None
 
 
 async def open_fleet(settings: Settings) -> list[Replicas]:
@@ -94,7 +99,13 @@ async def open_fleet(settings: Settings) -> list[Replicas]:
 
 async def _open_all(tables: Sequence[EndpointTable], settings: Settings) -> list[Opened]:
     """All of them, or none: an engine that was started already is ended again."""
-    found = await asyncio.gather(*(_open(table, settings) for table in tables), return_exceptions=True)
+    counters: dict[str, PromptCounter | None] = {}
+    for table in tables:  # one for each folder, so that replicas count a prompt once
+        if table.tokenizer not in counters:
+            counters[table.tokenizer] = counter_of(table.tokenizer, f"backends, {table.name}", settings)
+    found = await asyncio.gather(
+        *(_open(table, settings, counters) for table in tables), return_exceptions=True
+    )
     opened = [one for one in found if isinstance(one, Opened)]
     for error in found:
         if isinstance(error, BaseException):
@@ -107,11 +118,13 @@ async def _close(opened: Sequence[Opened]) -> None:
     await asyncio.gather(*(one.engine.close() for one in opened if one.engine is not None))
 
 
-async def _open(table: EndpointTable, settings: Settings) -> Opened:
+async def _open(
+    table: EndpointTable, settings: Settings, counters: Mapping[str, PromptCounter | None]
+) -> Opened:
     own = _settings_of(table, settings)
     try:
         if not table.embedded:
-            return Opened(table, await entry_from(own))
+            return Opened(table, await entry_from(own), counter=counters[table.tokenizer])
         engine = await open_engine(own)
     except (ConfigError, CheckpointError) as error:
         error.field = f"backends, {table.name}"  # not the setting for one endpoint
@@ -163,6 +176,7 @@ def _upstream(one: Opened, entry: ModelEntry, settings: Settings) -> UpstreamBac
         timeout_s=settings.model_timeout_s,
         retries=0,  # Replicas tries again, elsewhere first
         quirks=ENGINES[one.table.engine],
+        counter=one.counter,
     )
 
 

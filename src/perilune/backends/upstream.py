@@ -21,6 +21,7 @@ import aiohttp
 import msgspec
 
 from perilune.backends.base import ModelEntry
+from perilune.backends.counting import PromptCounter, counter_of
 from perilune.backends.dialects import Quirks
 from perilune.backends.endpoint import (
     PAGE_TYPES,
@@ -88,6 +89,7 @@ class UpstreamBackend:
         timeout_s: float = 600.0,
         retries: int = 3,
         quirks: Quirks | None = None,
+        counter: PromptCounter | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
@@ -97,6 +99,7 @@ class UpstreamBackend:
         self.url = base_url(url)
         self._headers = auth_headers(key)
         self._entry = entry
+        self._counter = counter
         self._model_name = model_name or entry.id
         self._timeout_s = timeout_s
         self._retries = retries
@@ -116,6 +119,7 @@ class UpstreamBackend:
             settings.model_url,
             key=settings.model_key,
             entry=await entry_from(settings),
+            counter=counter_of(settings.model_tokenizer, "model_tokenizer", settings),
             timeout_s=settings.model_timeout_s,
             retries=settings.model_retries,
         )
@@ -170,8 +174,8 @@ class UpstreamBackend:
         return None
 
     async def count_tokens(self, request: Request) -> int | None:
-        """The endpoint's tokenizer is not ours to know."""
-        return None
+        """Where its tokenizer is not known here, the endpoint alone can count."""
+        return await self._counter.count(request) if self._counter is not None else None
 
     async def close(self) -> None:
         resting = tuple(self._resting)
