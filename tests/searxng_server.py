@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -32,10 +33,18 @@ class Searxng:
     body: bytes | None = None
     """Sent in the place of the results."""
     headers: dict[str, str] = field(default_factory=dict)
+    delay: float = 0
+    reached: asyncio.Event = field(default_factory=asyncio.Event)
+    """Set when the first query has arrived."""
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def answer(self, request: web.Request) -> web.Response:
         assert request.query["format"] == "json"
         self.queries.append(request.query["q"])
+        self.reached.set()
+        if self.delay:
+            with suppress(TimeoutError):
+                await asyncio.wait_for(self.ended.wait(), self.delay)
         found = {"query": request.query["q"], "number_of_results": 0, "results": list(self.results)}
         found |= {
             "answers": [],
@@ -63,4 +72,5 @@ async def searxng() -> AsyncIterator[Searxng]:
     try:
         yield server
     finally:
+        server.ended.set()
         await runner.cleanup()

@@ -20,6 +20,7 @@ from perilune.api.models import Catalogue, ListModels, OneModel
 from perilune.api.reference.document import public_document
 from perilune.api.reference.served import Reference
 from perilune.api.tokenizers import EstimateTokens
+from perilune.api.web_search import WebSearch
 from perilune.backends.base import Backend
 from perilune.settings import Settings
 
@@ -30,10 +31,11 @@ def doors(
     """All that is served."""
     catalogue = Catalogue(backend, settings.serve_as)
     files = FileStore(settings.home / "files")
+    search = WebSearch(settings, accounts)
     chat = ChatCompletions(
-        backend, accounts, catalogue, files, strict_history=settings.thinking_history == "strict"
+        backend, accounts, catalogue, files, search, strict_history=settings.thinking_history == "strict"
     )
-    estimate = EstimateTokens(backend, accounts, catalogue, files)
+    estimate = EstimateTokens(backend, accounts, catalogue, files, search)
     table: list[Door] = []
     reference = Reference(lambda: public_document(table))
     table += (

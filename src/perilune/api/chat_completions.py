@@ -23,9 +23,10 @@ from perilune.api.http import ClientGone, read_json_body, send_json
 from perilune.api.models import Catalogue
 from perilune.api.policy import check_history, fit
 from perilune.api.presence import ClientPresent
+from perilune.api.web_search import Answer, WebSearch
 from perilune.backends.base import Backend
-from perilune.backends.metered import MeteredBackend, MeteredCall
-from perilune.chat.messages import Finished
+from perilune.backends.metered import MeteredBackend
+from perilune.chat.messages import Assembler, Finished
 from perilune.chat.wire import ChunkEncoder, decode_request, encode_completion, encode_error_event
 
 
@@ -36,6 +37,7 @@ class ChatCompletions:
         accounts: Accounts,
         catalogue: Catalogue,
         files: FileStore,
+        search: WebSearch,
         *,
         strict_history: bool = False,
     ) -> None:
@@ -43,6 +45,7 @@ class ChatCompletions:
         self._accounts = accounts
         self._catalogue = catalogue
         self._files = files
+        self._search = search
         self._strict_history = strict_history
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -53,27 +56,32 @@ class ChatCompletions:
         if self._strict_history:
             check_history(call.request)
         resolved = await resolve(call.request, self._files, principal.project_id)
-        request = fit(resolved, entry, principal.cache_salt)
+        searched = await self._search.for_model(resolved, principal)
+        request = fit(searched, entry, principal.cache_salt)
         request_id = request_id_of(scope)
         metered = MeteredBackend(self._backend, self._accounts, principal)
+        answer = self._search.answer(resolved, request, metered, principal, request_id)
         answer_id, created = f"chatcmpl-{request_id}", int(time.time())
         if call.stream:
             encoder = ChunkEncoder(
                 id=answer_id, model=name, created=created, include_usage=call.include_usage
             )
-            await _stream(metered.call(request, request_id=request_id), encoder, receive, send)
+            await _stream(answer, encoder, receive, send)
             return
-        async with ClientPresent(receive):
-            completion, _ = await metered.complete(request, request_id=request_id)
+        assembler = Assembler()
+        async with ClientPresent(receive), aclosing(answer):
+            async for event in answer:
+                assembler.add(event)
+        completion = assembler.completion()
         await send_json(send, encode_completion(completion, id=answer_id, model=name, created=created))
 
 
-async def _stream(call: MeteredCall, encoder: ChunkEncoder, receive: Receive, send: Send) -> None:
+async def _stream(answer: Answer, encoder: ChunkEncoder, receive: Receive, send: Send) -> None:
     out = EventStream(send)
     last = b""
     try:
-        async with ClientPresent(receive), out, aclosing(call):
-            async for event in call:
+        async with ClientPresent(receive), out, aclosing(answer):
+            async for event in answer:
                 data = encoder.encode(event)
                 if isinstance(event, Finished):
                     last = data  # kept back until the call is settled

@@ -63,7 +63,7 @@ class ChosenFunction(msgspec.Struct):
 
 class ChoiceField(msgspec.Struct):
     function: ChosenFunction
-    type: Literal["function"] = "function"
+    type: Literal["function", "builtin_function"] = "function"
 
 
 class ThinkingField(msgspec.Struct):

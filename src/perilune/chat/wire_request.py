@@ -13,6 +13,7 @@ from collections.abc import Sequence
 import msgspec
 
 from perilune.chat.messages import ImagePart, Message, Part, Request, TextPart, Tool, ToolCall, VideoPart
+from perilune.chat.web_search import TOOL, WEB_SEARCH
 from perilune.chat.wire_characters import half_pair, refuse_nul
 from perilune.chat.wire_fields import (
     CallBody,
@@ -315,6 +316,8 @@ def _tools(fields: list[ToolField]) -> tuple[Tool, ...]:
 
 
 def _tool(field: ToolField, where: str) -> Tool:
+    if field.type == "builtin_function":
+        return _builtin(field, where)
     if field.type != "function":
         raise UnsupportedInput(
             f"tools of type {field.type!r} are not served", field=f"{where}.type", mend="use type function"
@@ -343,6 +346,15 @@ def _tool(field: ToolField, where: str) -> Tool:
         parameters=parameters,
         strict=function.strict is not False,
     )
+
+
+def _builtin(field: ToolField, where: str) -> Tool:
+    """A tool of the server's own. Only its name is the client's to say."""
+    if field.function is None or field.function.name != WEB_SEARCH:
+        raise InputError(
+            f"the only builtin function is {WEB_SEARCH}", field=f"{where}.function.name", mend="name that"
+        )
+    return msgspec.structs.replace(TOOL, name=WEB_SEARCH)
 
 
 def _tool_choice(choice: str | ChoiceField | None, tools: tuple[Tool, ...], thinking: bool) -> str:

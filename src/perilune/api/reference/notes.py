@@ -29,7 +29,8 @@ CHAT: Mapping[str, Mapping[str, Any]] = {
     "stop": {"description": f"A text or up to {MAX_STOPS}, each at most 32 bytes, that end the answer.",
              "minLength": 1, "maxItems": MAX_STOPS},
     "response_format": {"description": "`json_schema` holds the answer to a schema."},
-    "tools": {"description": "Functions that the model may call.", "maxItems": MAX_TOOLS},
+    "tools": {"description": "Functions that the model may call; the builtin function `$web_search` is the "
+                             "server's own.", "maxItems": MAX_TOOLS},
     "tool_choice": {"description": "`auto`, `none`; with thinking off also `required` or one function."},
     "parallel_tool_calls": {"description": "false holds an answer to one call."},
     "logprobs": {"description": "Not served.", "enum": [False, None]},
