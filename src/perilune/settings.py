@@ -96,6 +96,9 @@ class Settings:
     """Number format in which the engine computes."""
     threads: int = field(default=0, metadata={"least": 0})
     """Threads of the engine; 0 lets it choose."""
+    deterministic: bool = False
+    """Let nothing else that the engine computes change a bit of an answer: batches, prompts in pieces, what
+    is cached. Slower, and needs `dtype` float32."""
     cache_tokens: int = field(default=131072, metadata={"least": 1})
     """Size of the engine's latent cache, in tokens over all sequences."""
     max_sequences: int = field(default=64, metadata={"least": 1})

@@ -300,6 +300,18 @@ async def test_a_context_that_the_cache_cannot_hold_is_not_promised(folder: Path
         await backend.close()
 
 
+async def test_the_deterministic_mode_reaches_the_engine(folder: Path) -> None:
+    backend = await EmbeddedBackend.start(settings_of(folder, deterministic=True))
+    try:
+        assert "deterministic: fixed tiles" in (await backend.client()).ready.notes
+        wanted = {"seed": 3, "max_tokens": 40}
+        alone = await run(backend, **wanted)
+        together = await asyncio.gather(*(run(backend, **wanted) for _ in range(3)))
+        assert [answer.message for answer in together] == [alone.message] * 3
+    finally:
+        await backend.close()
+
+
 async def test_a_prompt_is_kept_from_counting_to_its_call_and_no_longer(backend: EmbeddedBackend) -> None:
     request = plain(messages=(Message(role="user", content="Count me"),))
     assert await backend.count_tokens(request)

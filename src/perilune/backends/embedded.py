@@ -94,6 +94,7 @@ class EmbeddedBackend:
             max_sequences=settings.max_sequences,
             max_context=served.entry.context_length,
             threads=settings.threads or None,
+            deterministic=settings.deterministic,
         )
         prompter = open_template(
             served.folder, settings.template or served.template, default_system=settings.default_system

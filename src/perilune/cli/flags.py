@@ -49,6 +49,16 @@ def add_settings(parser: argparse.ArgumentParser, *names: str) -> None:
         )
 
 
+def add_deterministic(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--deterministic",
+        dest="setting_deterministic",
+        action="store_const",
+        const=True,
+        help="let nothing else that the engine computes change a bit of an answer; slower",
+    )
+
+
 def add_unsandboxed(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--unsandboxed",

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from perilune.cli.flags import Commands, add_settings, load_settings
+from perilune.cli.flags import Commands, add_deterministic, add_settings, load_settings
 
 
 def add(commands: Commands) -> None:
@@ -28,6 +28,7 @@ def add(commands: Commands) -> None:
         "threads",
         "log_level",
     )
+    add_deterministic(parser)
     parser.add_argument("--any-port", action="store_true", help="take the next free port when PORT is taken")
     parser.set_defaults(run=run)
 

@@ -68,7 +68,9 @@ class Engine:
         self._cache = BlockCache(plan.blocks, plan.block_size)
         self._scheduler = Scheduler(self._cache, options.max_batch_tokens, options.max_sequences)
         self.sight = Sight(vision)
-        self._runner = Runner(model, plan.blocks, plan.block_size, self.sight)
+        self._runner = Runner(
+            model, plan.blocks, plan.block_size, self.sight, deterministic=options.deterministic
+        )
         # Without token bytes (the tests of everything else) there are no grammars.
         has_bytes = bool(vocabulary.tokens)
         self._grammars = Grammars(vocabulary, config.vocab_size, plan.threads) if has_bytes else None
@@ -83,6 +85,7 @@ class Engine:
                 f"{options.dtype} on the CPU, {plan.threads} thread{'s' * (plan.threads > 1)}",
                 f"latent cache of {plan.blocks * plan.block_size} tokens in blocks of {plan.block_size}",
                 "plain PyTorch kernels, absorbed latent attention",
+                *(("deterministic: fixed tiles",) if options.deterministic else ()),
                 *(("images and video",) if vision else ()),
             ),
         )
@@ -213,6 +216,10 @@ class Engine:
 
 def choose_plan(model: TextDecoder, options: EngineOptions) -> Plan:
     """Fill in what the options leave open. Raises ConfigError."""
+    if options.deterministic and options.dtype != "float32":
+        raise ConfigError(
+            "needs dtype float32", field="deterministic", mend="leave dtype out, or turn deterministic off"
+        )
     config = model.config
     size = options.block_size or (8 if config.latent_width <= NARROW_LATENT else 16)
     blocks = options.cache_tokens // size

@@ -37,6 +37,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     """Lower the checkpoint's context length."""
     threads: int | None = None
+    deterministic: bool = False
+    """Fixed tiles: what else is computed changes no bit of a call's logits. Slower; float32 only."""
 
 
 class Start(msgspec.Struct, frozen=True, kw_only=True, tag="start"):

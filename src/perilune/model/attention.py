@@ -19,6 +19,7 @@ from torch import Tensor
 
 from perilune.model.config import TextConfig
 from perilune.model.kernels.causal_attention import causal_attention
+from perilune.model.kernels.fixed_tiles import attend_fixed
 from perilune.model.kernels.latent_attention import attend_chunk, attend_decode
 
 GATHERED_AT_ONCE = 2**26
@@ -182,6 +183,24 @@ class AbsorbedAttention:
         for s in self._chunks:
             first, last = batch.query_start[s], batch.query_start[s + 1]
             mixed[first:last] = attend_chunk(
+                wide[first:last], pages, batch.block_tables[s], batch.context_lens[s], scale, kv_lora
+            )
+        return mixed
+
+
+class FixedTileAttention(AbsorbedAttention):
+    """The same, so that a row comes out with the same bits whatever else is in the batch (see
+    model/kernels/fixed_tiles.py). The batch has ROWS rows; those after the last sequence mean nothing."""
+
+    def __init__(self, cache: LatentCache, batch: PagedBatch) -> None:
+        self._cache = cache
+        self._batch = batch
+
+    def _attend(self, wide: Tensor, pages: Tensor, scale: float, kv_lora: int) -> Tensor:
+        batch = self._batch
+        mixed = wide.new_zeros(*wide.shape[:2], kv_lora)
+        for s, (first, last) in enumerate(itertools.pairwise(batch.query_start)):
+            mixed[first:last] = attend_fixed(
                 wide[first:last], pages, batch.block_tables[s], batch.context_lens[s], scale, kv_lora
             )
         return mixed

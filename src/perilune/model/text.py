@@ -23,6 +23,7 @@ from perilune.model.attention import Attention, LayerQuery
 from perilune.model.config import TextConfig
 from perilune.model.int4 import fake_quantise
 from perilune.model.kernels.experts import routed_experts
+from perilune.model.kernels.fixed_tiles import routed_experts_fixed
 from perilune.model.kernels.rms_norm import rms_norm
 from perilune.model.rotary import Rotary, rotate
 
@@ -82,6 +83,13 @@ class TextDecoder(nn.Module):
         for module in self.modules():
             if isinstance(module, Experts):
                 module.int4_group_size = group_size
+
+    def compute_in_fixed_tiles(self) -> None:
+        """From now on every forward has fixed_tiles.ROWS rows, and a row's neighbours change none of its
+        bits. Give it a FixedTileAttention."""
+        for module in self.modules():
+            if isinstance(module, Experts):
+                module.fixed_tiles = True
 
 
 class Trunk(nn.Module):
@@ -219,6 +227,7 @@ class Experts(nn.Module):
         self.gate_up_proj = nn.Parameter(torch.empty(experts, 2 * width, hidden))
         self.down_proj = nn.Parameter(torch.empty(experts, hidden, width))
         self.int4_group_size: int | None = None
+        self.fixed_tiles = False
 
     def weights(self) -> tuple[Tensor, Tensor]:
         """gate_up [E, 2i, h] and down [E, h, i] to compute with."""
@@ -229,7 +238,8 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x [n, hidden], chosen and weights [n, k] -> [n, hidden]."""
-        return routed_experts(x, chosen, weights, *self.weights())
+        compute = routed_experts_fixed if self.fixed_tiles else routed_experts
+        return compute(x, chosen, weights, *self.weights())
 
 
 class MoE(nn.Module):
