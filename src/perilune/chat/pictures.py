@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import struct
+import sys
 import zlib
 
 import numpy as np
@@ -17,6 +18,10 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 MAX_PIXELS = 50_000_000
 MAX_RATIO = 200
 """Longer side to shorter. What is thinner would be shrunk to less than a patch of detail."""
+MOST_READS = 300_000
+"""Three or four to each of a file's parts."""
+MOST_HEAD_WORK = 10**10
+"""Bytes copied when each part of the head is joined to all before: a second or two."""
 BROKEN = (
     OSError,
     ValueError,
@@ -31,6 +36,31 @@ BROKEN = (
 """What Pillow's readers raise on damaged files."""
 
 
+class _TooManyParts(Exception):
+    """Pillow has read from the file more often than an image of some size needs."""
+
+
+class _Reader(io.BytesIO):
+    """A file that may be read from a limited number of times.
+
+    Pillow walks through a file's parts in Python, keeps many of them, and joins some to all before: a file of
+    millions of small parts would take hours and gigabytes, and yet be small enough to be sent."""
+
+    left = MOST_READS
+    work = MOST_HEAD_WORK
+
+    def read(self, size: int | None = -1, /) -> bytes:
+        self.left -= 1
+        self.work -= self.tell()
+        if min(self.left, self.work) < 0:
+            raise _TooManyParts
+        return super().read(size)
+
+    def open_for_pixels(self) -> None:
+        """The head is read: what follows comes in large pieces, and nothing is joined to all before."""
+        self.work = sys.maxsize
+
+
 def image_size(data: bytes, where: str) -> tuple[int, int]:
     """Width and height by the file's head, no pixel decoded. Raises InputError."""
     with _opened(data, where) as image:
@@ -42,6 +72,8 @@ def decode_image(data: bytes, where: str) -> Pillow.Image:
     with _opened(data, where) as image:
         try:
             return image.convert("RGB")
+        except _TooManyParts as error:
+            raise _cut_up(where) from error
         except BROKEN as error:
             raise InputError(
                 f"the image cannot be decoded: {error}", field=where, mend="the file is damaged: save it anew"
@@ -83,8 +115,11 @@ def patches_of(pixels: np.ndarray, edge: int) -> np.ndarray:
 
 
 def _opened(data: bytes, where: str) -> Pillow.Image:
+    file = _Reader(data)
     try:
-        image = Pillow.open(io.BytesIO(data), formats=FORMATS)
+        image = Pillow.open(file, formats=FORMATS)
+    except _TooManyParts as error:
+        raise _cut_up(where) from error
     except (Pillow.DecompressionBombError, Pillow.DecompressionBombWarning) as error:
         raise InputError(
             f"the image has far more than the {MAX_PIXELS:,} pixels that are read",
@@ -98,4 +133,13 @@ def _opened(data: bytes, where: str) -> Pillow.Image:
             mend="send the bytes of such a file",
         ) from error
     check_size(*image.size, MAX_PIXELS, where)
+    file.open_for_pixels()
     return image
+
+
+def _cut_up(where: str) -> InputError:
+    return InputError(
+        "the image's file is cut into far more parts than an image has",
+        field=where,
+        mend="save it anew, without comments and other additions",
+    )

@@ -14,9 +14,11 @@ from PIL import Image as Pillow
 from perilune.chat.media import COLOURS, Item, Planned, content_key, item_of
 from perilune.chat.media_rules import MediaRules, fit, pieces_of, sampled, timestamp, tokens_of
 from perilune.chat.pictures import check_size, fitted_pixels, patches_of
+from perilune.chat.video_tables import check_tables
 from perilune.errors import InputError
 
 MAX_FRAME_PIXELS = 4096 * 4096
+BOUNDS = {"max_pixels": str(MAX_FRAME_PIXELS)}
 MAX_FRAMES = 100_000
 MAX_DECODED_PIXELS = 10**10
 """Of all frames: those between the chosen ones have to be decoded as well. A minute's work or two."""
@@ -123,7 +125,10 @@ def _opened(data: bytes, where: str) -> Any:
             field=where,
             mend="send the bytes of such a file",
         )
-    return av.open(io.BytesIO(data), mode="r", format=kind)
+    if kind == "mov":
+        check_tables(data, where)
+    # FFmpeg decodes a frame or two to learn what a stream is: it must know the bound by then.
+    return av.open(io.BytesIO(data), mode="r", format=kind, options=dict(BOUNDS))
 
 
 def _container(data: bytes) -> str | None:
@@ -145,5 +150,5 @@ def _picture_stream(container: Any, where: str) -> Any:
         raise InputError("is in a codec that is not known", field=where, mend="save it as H.264")
     # One thread and a bound on a frame's size, whatever the stream itself says of it later.
     context.thread_count = 1
-    context.options = {"max_pixels": str(MAX_FRAME_PIXELS)}
+    context.options = dict(BOUNDS)
     return stream
