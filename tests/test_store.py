@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import os
 import signal
 import sqlite3
 import stat
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -29,9 +31,9 @@ def insert(number: int, text: str = "x") -> Callable[[sqlite3.Connection], int]:
     return work
 
 
-@pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
-    with Store(tmp_path / "deep" / "notes.db", SCHEMA) as opened:
+@pytest.fixture(params=[0.0, 0.01], ids=["synced", "synced later"])
+def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
+    with Store(tmp_path / "deep" / "notes.db", SCHEMA, sync_every_s=request.param) as opened:
         yield opened
 
 
@@ -248,7 +250,8 @@ def test_a_file_that_may_not_grow_keeps_what_was_acknowledged(tmp_path: Path) ->
 WRITER = """
 import asyncio, sys
 from perilune.store import Store
-store = Store(sys.argv[1], ["CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"])
+schema = ["CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"]
+store = Store(sys.argv[1], schema, sync_every_s=SYNC_EVERY)
 def insert(n):
     return lambda c: c.execute("INSERT INTO note VALUES (?, ?)", (n, "z" * 700)) and None
 async def one(lane):
@@ -262,9 +265,10 @@ asyncio.run(main())
 
 
 @pytest.mark.parametrize("lines", [1, 9, 60, 333])
-def test_no_acknowledged_write_is_lost_to_kill_9(tmp_path: Path, lines: int) -> None:
+@pytest.mark.parametrize("sync_every", ["0.0", "0.05", "60.0"])
+def test_no_acknowledged_write_is_lost_to_kill_9(tmp_path: Path, lines: int, sync_every: str) -> None:
     path = tmp_path / "notes.db"
-    with start_python(WRITER, path) as child:
+    with start_python(WRITER.replace("SYNC_EVERY", sync_every), path) as child:
         assert child.stdout is not None
         seen = [int(child.stdout.readline()) for _ in range(lines)]
         child.send_signal(signal.SIGKILL)
@@ -272,6 +276,93 @@ def test_no_acknowledged_write_is_lost_to_kill_9(tmp_path: Path, lines: int) -> 
     with Store(path, SCHEMA) as again:
         assert set(seen) <= set(numbers(again))
         assert again.write_now(insert(-1)) == -1
+
+
+# ---- a store that syncs later
+
+
+class Syncs:
+    """Counts the syncs of a store's log, or lets them fail."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.count = 0
+        self.fail = False
+        self._sync = os.fdatasync
+        monkeypatch.setattr(os, "fdatasync", self)
+
+    def __call__(self, fd: int) -> None:
+        self.count += 1
+        if self.fail:
+            raise OSError(errno.EIO, "the disk is broken")
+        self._sync(fd)
+
+    def until(self, count: int) -> None:
+        end = time.monotonic() + 10
+        while self.count < count:
+            assert time.monotonic() < end
+            time.sleep(0.001)
+
+
+async def test_only_a_blocking_write_waits_for_the_disk(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(monkeypatch)
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=600.0) as store:
+        await store.write(insert(1))
+        syncs.until(1)  # then not for ten minutes
+        await store.write(insert(2))
+        await store.write(insert(3))
+        assert syncs.count == 1
+        store.write_now(insert(4))
+        assert syncs.count == 2
+        assert numbers(store) == [1, 2, 3, 4]
+
+
+async def test_the_disk_hears_of_writes_soon(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    syncs = Syncs(monkeypatch)
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
+        for number in range(3):
+            await store.write(insert(number))
+            syncs.until(number + 1)
+
+
+async def test_nothing_is_acknowledged_once_the_disk_has_refused_a_sync(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(monkeypatch)
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
+        syncs.fail = True
+        await store.write(insert(1))
+        syncs.until(1)
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreError, match="the disk is broken"):
+                for number in range(2, 10**9):
+                    await store.write(insert(number))
+        with pytest.raises(StoreError):
+            store.write_now(insert(0))
+
+
+async def test_the_log_begins_anew_under_writes_that_never_pause(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perilune.store.FOLD_EVERY_S", 0.01)
+    monkeypatch.setattr("perilune.store.LONG_LOG_PAGES", 100)
+    path, number = tmp_path / "notes.db", 0
+    with Store(path, SCHEMA, sync_every_s=0.001) as store:
+        await store.write(insert(number))
+        first = salts(path)
+        async with asyncio.timeout(30):
+            while salts(path) == first:
+                number += 1
+                await store.write(insert(number, "x" * 3000))
+        assert number > 20
+        assert numbers(store) == list(range(number + 1))
+
+
+def salts(path: Path) -> bytes:
+    """Of the log's head: others each time that it begins anew."""
+    with path.with_name(f"{path.name}-wal").open("rb") as log:
+        return log.read(32)[16:24]
 
 
 # ---- replacing a whole file

@@ -1,8 +1,9 @@
 """Durable small tables on SQLite, and the lock that gives a HOME one owner.
 
 `Store` is one database file with one writer thread. Every `write` is answered only after the commit that
-holds it has been synced to disk; all writes that arrive while a commit is under way share the next one
-(group commit), so the cost of a sync is divided by the number of waiters. SQL elsewhere stays portable:
+holds it: synced to disk, or, where the store was opened so, written to the log, which a killed process cannot
+lose and which is synced a moment later. All writes that arrive while a commit is under way share the next one
+(group commit), so its cost is divided by the number of waiters. SQL elsewhere stays portable:
 tables, `?` parameters, no SQLite functions. What is particular to SQLite lives in this file.
 """
 
@@ -37,6 +38,10 @@ CHECK_BYTES = 64 * 1024 * 1024
 """Files up to this size are read through and checked when they are opened."""
 CHECKPOINT_PAGES = 4000
 """The write-ahead log is folded into the file after this many pages (16 MB)."""
+FOLD_EVERY_S = 1.0
+"""How often it is folded beside the writer, in a store that syncs later."""
+LONG_LOG_PAGES = 16_000
+"""Then (64 MB) the writer, which meanwhile has always written more, folds the rest itself."""
 LOCK_TRIES = 5
 LOCK_PAUSE_S = 0.02
 """`home_holder` holds the lock for an instant while it looks; an owner-to-be waits that out."""
@@ -111,12 +116,68 @@ class Reader:
             self._connection.close()
 
 
-class Store:
-    """One SQLite file: many readers, one writer thread with group commit, every commit synced."""
+class _Upkeep:
+    """Beside a writer that does not wait for the disk: brings its log there, and folds it into the file."""
 
-    def __init__(self, path: Path | str, schema: Sequence[str]) -> None:
+    def __init__(self, path: Path, every_s: float) -> None:
+        self.error: OSError | None = None
+        """Of a sync that failed: nothing more may be acknowledged."""
+        self.log_is_long = False
+        self._log = path.with_name(f"{path.name}-wal")
+        self._every_s = every_s
+        self._connection = _connect(path, "rw")
+        self._written = threading.Event()
+        self._stopping = threading.Event()
+        self._thread = threading.Thread(target=self._run, name=f"sync {path.name}", daemon=True)
+        self._thread.start()
+
+    def written(self) -> None:
+        """A commit was made."""
+        if not self._written.is_set():
+            self._written.set()
+
+    def sync(self) -> None:
+        fd = os.open(self._log, os.O_RDONLY | os.O_CLOEXEC)
+        try:
+            os.fdatasync(fd)
+        finally:
+            os.close(fd)
+
+    def stop(self) -> None:
+        self._stopping.set()
+        self._written.set()
+        self._thread.join()
+        self._connection.close()
+
+    def _run(self) -> None:
+        folded = time.monotonic()
+        while self._written.wait() and not self._stopping.is_set():
+            self._written.clear()
+            try:
+                self.sync()
+            except OSError as error:
+                self.error = error
+                return
+            if time.monotonic() - folded >= FOLD_EVERY_S:
+                self._fold()
+                folded = time.monotonic()
+            self._stopping.wait(self._every_s)
+
+    def _fold(self) -> None:
+        with contextlib.suppress(sqlite3.Error):  # the log keeps what does not fit into the file now
+            pages = self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()[1]
+            self.log_is_long = pages > LONG_LOG_PAGES
+
+
+class Store:
+    """One SQLite file: many readers, one writer thread with group commit."""
+
+    def __init__(self, path: Path | str, schema: Sequence[str], *, sync_every_s: float = 0.0) -> None:
         """Open or make the file. `schema` is a forward-only list of single statements: an old file gets
         those it lacks, so later versions append to the list and never edit it.
+
+        With `sync_every_s`, `write` does not wait for the disk, which hears of commits that often: a power
+        cut may take the commits of the last moment, whole ones and the newest only. `write_now` waits.
 
         Raises JournalCorrupt, StorageFull, StoreError."""
         self.path = Path(path)
@@ -124,7 +185,8 @@ class Store:
         self._closed = False
         self._ended: StoreError | None = None
         try:
-            self._connection = _open(self.path, schema)
+            self._connection = _open(self.path, schema, later=sync_every_s > 0)
+            self._upkeep = _Upkeep(self.path, sync_every_s) if sync_every_s > 0 else None
         except sqlite3.Error as error:
             raise _translate(error, self.path) from error
         self._reader = Reader(self.path)
@@ -145,7 +207,10 @@ class Store:
         """The blocking twin of `write`, for code without an event loop."""
         future: Future[Result] = Future()
         self._submit(_Waiter(work, future, None))
-        return future.result()
+        result = future.result()
+        if self._upkeep is not None:
+            self._sync_now(self._upkeep)
+        return result
 
     def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query over what is committed. Thread-safe. Raises StoreError."""
@@ -158,6 +223,8 @@ class Store:
         if self._closed:
             return
         self._closed = True
+        if self._upkeep is not None:
+            self._upkeep.stop()
         self._reader.close()  # first: whoever closes last takes the -wal and -shm files away, if it may write
         self._queue.put(None)
         self._thread.join()
@@ -202,7 +269,11 @@ class Store:
         """Run, commit and answer one group. False when the store is to close."""
         waiters = [waiter for waiter in group if waiter is not None]
         try:
+            if self._upkeep is not None and self._upkeep.error is not None:
+                raise self._upkeep.error
             self._perform(waiters)
+            if self._upkeep is not None:
+                self._upkeep.written()
         except BaseException as error:
             for waiter in waiters:
                 waiter.error = StoreError(
@@ -211,7 +282,23 @@ class Store:
             raise
         finally:
             _answer(waiters)
+        if self._upkeep is not None and self._upkeep.log_is_long:
+            self._upkeep.log_is_long = False
+            self._fold_rest()
         return len(waiters) == len(group)
+
+    def _fold_rest(self) -> None:
+        """Most was folded a moment ago, so this is short; the log then begins anew."""
+        with contextlib.suppress(sqlite3.Error):
+            self._connection.execute("PRAGMA wal_checkpoint(PASSIVE)").fetchone()
+
+    def _sync_now(self, upkeep: _Upkeep) -> None:
+        try:
+            upkeep.sync()
+        except FileNotFoundError:  # closed meanwhile, which folds the log into the synced file
+            return
+        except OSError as error:
+            raise StoreError(f"cannot sync {self.path}: {error.strerror}") from error
 
     def _perform(self, waiters: list[_Waiter]) -> None:
         execute = self._connection.execute
@@ -301,7 +388,7 @@ def _connect(path: Path, mode: str) -> sqlite3.Connection:
     )
 
 
-def _open(path: Path, schema: Sequence[str]) -> sqlite3.Connection:
+def _open(path: Path, schema: Sequence[str], later: bool) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
     except OSError as error:
@@ -309,8 +396,8 @@ def _open(path: Path, schema: Sequence[str]) -> sqlite3.Connection:
     connection = _connect(path, "rwc")
     try:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute("PRAGMA synchronous=FULL")
-        connection.execute(f"PRAGMA wal_autocheckpoint={CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA synchronous={'NORMAL' if later else 'FULL'}")
+        connection.execute(f"PRAGMA wal_autocheckpoint={0 if later else CHECKPOINT_PAGES}")
         connection.execute("PRAGMA foreign_keys=ON")
         _check(connection, path)
         _migrate(connection, path, schema)

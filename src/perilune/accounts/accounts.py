@@ -37,6 +37,8 @@ from perilune.store import Reader, Store
 __all__ = ["DATABASE", "KEYS_FILE", "LOCAL", "Accounts", "new_request_id"]
 
 DATABASE = "accounts.db"
+SYNC_EVERY_S = 0.2
+"""How far a power cut may set the ledger back, where `ledger_durability` is `crash`."""
 COMMAND_LINE = "command line"
 """Who acted, where no key did."""
 
@@ -102,7 +104,8 @@ class Accounts:
 
         Raises ConfigError (price book, tiers, key secret), StoreError."""
         prices, tiers = PriceBook.load(settings), TierBook.load(settings)
-        store = Store(home / DATABASE, SCHEMA)
+        later = SYNC_EVERY_S if settings.ledger_durability == "crash" else 0.0
+        store = Store(home / DATABASE, SCHEMA, sync_every_s=later)
         try:
             accounts = cls(home, store, settings, prices, tiers, clock)
             accounts.ledger.close_orphans()
