@@ -263,6 +263,7 @@ async def test_cut_at_every_byte_an_upstreams_answer_is_the_same(tmp_path: Path)
         "data: [DONE]\r\n\r\n",
     ]
     data, cuts = "".join(lines).encode(), iter(range(1, 10_000))
+    ended: asyncio.Queue[None] = asyncio.Queue()
 
     async def serve(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         while True:
@@ -270,6 +271,7 @@ async def test_cut_at_every_byte_an_upstreams_answer_is_the_same(tmp_path: Path)
                 head = (await reader.readuntil(b"\r\n\r\n")).decode().lower()
             except asyncio.IncompleteReadError:
                 writer.close()
+                ended.put_nowait(None)
                 return
             await reader.readexactly(int(head.partition("content-length: ")[2].partition("\r\n")[0]))
             cut = next(cuts)
@@ -294,5 +296,6 @@ async def test_cut_at_every_byte_an_upstreams_answer_is_the_same(tmp_path: Path)
             ]
     finally:
         await backend.close()
+        await ended.get()  # it was one connection for all of them
         server.close()
         await server.wait_closed()

@@ -54,7 +54,7 @@ class PlainSession:
     async def close(self) -> None:
         for connection in tuple(self._all):
             connection.drop()
-        await asyncio.sleep(0)  # lets them go, so that none is left to the collector
+            await connection.lost.wait()
 
     def give_back(self, connection: _Connection) -> None:
         connection.since = time.monotonic()
@@ -199,6 +199,7 @@ class _Connection(asyncio.Protocol):
     def __init__(self, session: PlainSession) -> None:
         self.since = 0.0
         """When it was last given back."""
+        self.lost = asyncio.Event()
         self._session = session
         self._transport: Any = None
         self._parser: Any = None
@@ -249,6 +250,7 @@ class _Connection(asyncio.Protocol):
             self._fail(response, aiohttp.ClientError(f"not HTTP: {error}"))
 
     def connection_lost(self, error: Exception | None) -> None:
+        self.lost.set()
         self._session.forget(self)
         response, self._response = self._response, None
         if response is None:
