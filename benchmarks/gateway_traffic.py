@@ -273,9 +273,15 @@ class Clients:
 
     async def _arrive(self) -> None:
         came = time.perf_counter()
-        client = self._free.pop() if self._free else await self._connect()
+        client = next((one for one in iter(self._next_free, None) if not one.gone), None)
+        if client is None:
+            client = await self._connect()
         if await self._ask(client, came):
             self._free.append(client)
+
+    def _next_free(self) -> Client | None:
+        """Servers close connections that were not used for some seconds."""
+        return self._free.pop() if self._free else None
 
     async def _ask(self, client: Client, since: float) -> bool:
         well = await client.ask(self._request)
