@@ -72,7 +72,7 @@ def _wire_previous(
     q_b[: config.qk_head_dim] = 0
     kv_a = attention.kv_a_proj_with_mqa.weight
     kv_a[lora:] *= 0.1
-    for pair, angle in enumerate(frequencies(config)[:TURNS]):
+    for pair, angle in enumerate(frequencies(config)[:TURNS].tolist()):
         q_b[nope + 2 * pair, 0] = SHARPNESS / latent
         kv_a[lora + 2 * pair] = 0
         kv_a[lora + 2 * pair + 1] = 0

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import itertools
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -12,7 +14,7 @@ import torch
 
 import perilune
 from perilune.chat.tokenizer import Tokenizer
-from perilune.model.attention import CausalAttention
+from perilune.model.attention import AbsorbedAttention, CausalAttention, LatentCache, PagedBatch
 from perilune.model.config import TextConfig, Yarn
 from perilune.model.int4 import dequantise, pack, quantise, unpack
 from perilune.model.load import load_model
@@ -67,6 +69,91 @@ def oracle(config: TextConfig, state: dict[str, torch.Tensor]) -> Any:
     model = transformers.DeepseekV3ForCausalLM(theirs).eval()
     model.load_state_dict(state)
     return model
+
+
+LAST_POSITION = 262_143
+BLOCK = 8
+
+
+def random_shape(seed: int) -> TextConfig:
+    """A small config drawn from all that a config of this family may say."""
+    draw = random.Random(seed)
+    layers, routed = draw.randint(1, 4), draw.choice([4, 6, 8, 16])
+    stretched = Yarn(
+        factor=draw.choice([4.0, 32.0, 64.0]),
+        original_max_position_embeddings=4096,
+        beta_fast=draw.choice([1.0, 16.0, 32.0]),
+        beta_slow=1.0,
+        mscale=1.0,
+        mscale_all_dim=draw.choice([0.7, 1.0]),
+    )
+    return replace(
+        TINY,
+        latent_norm_eps=1e-6,
+        hidden_size=draw.choice([32, 48, 64, 96]),
+        intermediate_size=draw.choice([40, 64, 128]),
+        moe_intermediate_size=draw.choice([16, 32, 48]),
+        num_hidden_layers=layers,
+        first_k_dense_replace=draw.randint(0, layers),
+        num_attention_heads=draw.randint(1, 5),
+        q_lora_rank=draw.choice([None, 16, 24, 40]),
+        kv_lora_rank=draw.choice([8, 16, 20, 32]),
+        qk_nope_head_dim=draw.choice([8, 16, 24]),
+        qk_rope_head_dim=draw.choice([4, 8, 16, 64]),
+        v_head_dim=draw.choice([8, 16, 40]),
+        n_routed_experts=routed,
+        num_experts_per_tok=draw.randint(2, min(4, routed)),
+        n_shared_experts=draw.randint(1, 2),
+        norm_topk_prob=draw.random() < 0.7,
+        routed_scaling_factor=draw.choice([1.0, 2.5, 2.827]),
+        rope_theta=draw.choice([10_000.0, 50_000.0]),
+        yarn=draw.choice([None, stretched, stretched]),
+        initializer_range=draw.choice([0.04, 0.06]),
+        quantization=None,
+    )
+
+
+def places(seed: int, batch: int, length: int) -> torch.Tensor:
+    """int64 [batch, length], ascending: the first row ends at the last position, the others lie anywhere."""
+    draw = torch.Generator().manual_seed(seed)
+    starts = torch.randint(0, LAST_POSITION - length, (batch,), generator=draw)
+    starts[0] = LAST_POSITION - length + 1
+    return starts[:, None] + torch.arange(length)
+
+
+@pytest.mark.parametrize("seed", range(40))
+@torch.no_grad()
+def test_random_shapes_at_far_positions_equal_transformers(seed: int) -> None:
+    """Plain and absorbed attention, F32, positions up to 262,143."""
+    config, batch, length = random_shape(seed), 2, 24
+    decoder = random_decoder(config, seed)
+    theirs = oracle(config, decoder.state_dict())
+    torch.manual_seed(seed)
+    ids, positions = torch.randint(0, config.vocab_size, (batch, length)), places(seed, batch, length)
+    want = theirs(ids, position_ids=positions).logits
+    plain = decoder.logits(decoder(ids.flatten(), positions.flatten(), CausalAttention(batch, length)))
+    absorbed = absorbed_logits(decoder, ids, positions)
+    assert want.abs().max() > 0.1
+    assert (plain.view_as(want) - want).abs().max() <= 1e-4
+    assert (absorbed - want).abs().max() <= 1e-4
+    assert (absorbed - plain.view_as(want)).abs().max() <= 1e-5
+
+
+def absorbed_logits(decoder: TextDecoder, ids: torch.Tensor, positions: torch.Tensor) -> torch.Tensor:
+    """[batch, length, vocab], fed in two uneven chunks and then token by token, from an empty cache."""
+    batch, length = ids.shape
+    blocks = -(-length // BLOCK)
+    cache = LatentCache.allocate(decoder.config, batch * blocks, BLOCK)
+    tables = [list(range(row * blocks, (row + 1) * blocks)) for row in range(batch)]
+    cuts = [0, 7, 20, *range(21, length + 1)]
+    parts = []
+    for start, end in itertools.pairwise(cuts):
+        step = PagedBatch.build([end - start] * batch, [end] * batch, tables, BLOCK)
+        rows, where = ids[:, start:end].flatten(), positions[:, start:end].flatten()
+        parts.append(
+            decoder.logits(decoder(rows, where, AbsorbedAttention(cache, step))).view(batch, end - start, -1)
+        )
+    return torch.cat(parts, dim=1)
 
 
 def largest_difference(decoder: TextDecoder, theirs: Any, batch: int, length: int) -> tuple[float, float]:
@@ -149,7 +236,7 @@ def test_written_tensor_names_load_in_transformers(tmp_path: Path) -> None:
 def test_yarn_equals_transformers(width: int, beta_fast: float) -> None:
     config = replace(TINY, qk_rope_head_dim=width, yarn=Yarn(64.0, 4096, beta_fast=beta_fast))
     theirs = oracle(config, random_decoder(config).state_dict()).model.rotary_emb.inv_freq
-    torch.testing.assert_close(torch.tensor(frequencies(config)), theirs, rtol=1e-6, atol=0)
+    assert torch.equal(frequencies(config), theirs)
 
 
 def quantisation(group_size: int) -> Any:

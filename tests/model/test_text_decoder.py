@@ -38,7 +38,7 @@ def naive_logits(decoder: TextDecoder, ids: list[int]) -> Tensor:
     """One sequence, F64, one position and one head at a time, written from the formulas alone."""
     c = decoder.config
     w = {name: tensor.double() for name, tensor in decoder.state_dict().items()}
-    turning = [math.cos(0), *frequencies(c)][1:]
+    turning = frequencies(c).tolist()
 
     def norm(x: Tensor, name: str, eps: float) -> Tensor:
         return x / torch.sqrt((x * x).mean() + eps) * w[f"{name}.weight"]
@@ -231,14 +231,15 @@ def test_scores_at_once_are_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     assert sizes == [3] * 10
 
 
-def test_far_positions_stay_exact() -> None:
-    """Scores depend on distance only, so a shift by the whole context must leave logits alone."""
+def test_far_positions_see_distances_only() -> None:
+    """A shift by the whole context moves logits of about 5 by no more than the official code's F32 angles
+    do, which at 262,000 are rounded to 1/64 radian; test_model_oracle.py holds those bits."""
     decoder = random_decoder(replace(TINY, yarn=Yarn(64.0, 4096)))
     ids = some_ids(1, 30)[0]
     with torch.no_grad():
         near = decoder(ids, torch.arange(30), CausalAttention(1, 30))
         far = decoder(ids, torch.arange(30) + 262_000, CausalAttention(1, 30))
-    torch.testing.assert_close(far, near, rtol=0, atol=2e-5)
+    torch.testing.assert_close(far, near, rtol=0, atol=1e-2)
 
 
 YARN_CHECKS = {
@@ -258,7 +259,7 @@ YARN_CHECKS = {
 
 def test_yarn_frequencies_of_k26() -> None:
     config = replace(TINY, qk_rope_head_dim=64, qk_nope_head_dim=128, yarn=Yarn(64.0, 4096))
-    found = frequencies(config)
+    found = frequencies(config).tolist()
     assert len(found) == 32
     for pair, value in YARN_CHECKS.items():
         assert found[pair] == pytest.approx(value, rel=1e-6)
