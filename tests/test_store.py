@@ -10,6 +10,7 @@ import sqlite3
 import stat
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -129,6 +130,28 @@ async def test_closing_keeps_what_was_submitted_and_refuses_the_rest(tmp_path: P
         assert numbers(again) == list(range(20))
 
 
+def test_a_loop_that_closed_meanwhile_harms_nobody(store: Store) -> None:
+    held, go = threading.Event(), threading.Event()
+
+    def hold(connection: sqlite3.Connection) -> None:
+        held.set()
+        go.wait(10)
+
+    async def leave() -> None:
+        leaving = asyncio.create_task(store.write(hold))
+        assert await asyncio.to_thread(held.wait, 10)
+        leaving.cancel()
+
+    asyncio.run(leave())  # its loop is closed before its write is answered
+    waiting = threading.Thread(target=store.write_now, args=(insert(1),))
+    waiting.start()
+    go.set()
+    waiting.join(10)
+    assert not waiting.is_alive()
+    assert store.write_now(insert(2)) == 2
+    assert numbers(store) == [1, 2]
+
+
 def test_a_reader_follows_another_owner_and_cannot_write(store: Store) -> None:
     reader = Reader(store.path)
     assert numbers(reader) == []
@@ -245,6 +268,58 @@ def test_a_file_that_may_not_grow_keeps_what_was_acknowledged(tmp_path: Path) ->
         assert numbers(again)[: int(done)] == list(range(int(done)))
 
 
+FULL_DISK = """
+import asyncio, sys
+from pathlib import Path
+from perilune.errors import StorageFull
+from perilune.store import Store
+folder = Path(sys.argv[1])
+ballast = folder / "ballast"
+ballast.write_bytes(bytes(200_000))
+store = Store(folder / "notes.db", ["CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"],
+              sync_every_s=SYNC_EVERY)
+def insert(n):
+    return lambda c: c.execute("INSERT INTO note VALUES (?, ?)", (n, "z" * 5000)) and n
+async def main():
+    kept, refused = [], 0
+    for first in range(0, 400, 4):
+        for answer in await asyncio.gather(*map(store.write, map(insert, range(first, first + 4))),
+                                           return_exceptions=True):
+            if isinstance(answer, StorageFull):
+                refused += 1
+            else:
+                kept.append(answer)
+    assert refused, "the disk never was full"
+    ballast.unlink()
+    kept.append(await store.write(insert(10_000)))
+    store.close()
+    with Store(folder / "notes.db", ["-"]) as again:
+        assert [row[0] for row in again.read("SELECT id FROM note ORDER BY id")] == kept
+    print(len(kept), refused)
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("sync_every", ["0.0", "0.05"])
+def test_a_disk_that_is_full_refuses_and_goes_on_when_there_is_room(tmp_path: Path, sync_every: str) -> None:
+    """On a real one, of a megabyte, in a namespace of its own."""
+    script = 'mount -t tmpfs -o size=1m none "$0" && exec "$@"'
+    mounted = ["unshare", "-Urm", "sh", "-c", script, str(tmp_path)]
+    if subprocess.run([*mounted, "true"], capture_output=True, check=False).returncode:
+        pytest.skip("no file system can be mounted here")
+    code = FULL_DISK.replace("SYNC_EVERY", sync_every)
+    done = subprocess.run(
+        [*mounted, sys.executable, "-c", code, str(tmp_path)],
+        env={**os.environ, "PYTHONPATH": SOURCE},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    kept, refused = map(int, done.stdout.split())
+    assert kept > 10 and refused > 10
+
+
 # ---- kill -9
 
 WRITER = """
@@ -326,6 +401,71 @@ async def test_the_disk_hears_of_writes_soon(tmp_path: Path, monkeypatch: pytest
             syncs.until(number + 1)
 
 
+def test_a_refused_sync_holds_for_good_whoever_met_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The kernel tells of a lost page once; the next sync that succeeds does not bring it back."""
+    syncs = Syncs(monkeypatch)
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=600.0) as store:
+        store.write_now(insert(1))
+        syncs.until(2)
+        syncs.fail = True
+        with pytest.raises(StoreError, match=r"cannot bring .*notes\.db to the disk: the disk is broken"):
+            store.write_now(insert(2))
+        syncs.fail = False
+        with pytest.raises(StoreError, match="the disk is broken"):
+            store.write_now(insert(3))
+        assert numbers(store) == [1, 2]
+
+
+async def test_the_last_commits_are_synced_by_closing_or_closing_says_so(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    syncs = Syncs(monkeypatch)
+    for fails in (False, True):
+        store = Store(tmp_path / f"{fails}.db", SCHEMA, sync_every_s=600.0)
+        await store.write(insert(1))
+        syncs.until(1)  # then not for ten minutes
+        late = asyncio.create_task(store.write(insert(2)))
+        await asyncio.sleep(0)
+        syncs.fail = fails
+        if fails:
+            with pytest.raises(StoreError, match="to the disk"):
+                store.close()
+        else:
+            store.close()
+        assert syncs.count == 2
+        assert await late == 2
+        store.close()
+        syncs.count = 0
+
+
+async def test_nothing_is_acknowledged_once_the_keeper_of_the_log_has_died(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(fd: int) -> None:
+        raise RuntimeError("no such luck")
+
+    monkeypatch.setattr(os, "fdatasync", broken)
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
+        async with asyncio.timeout(10):
+            with pytest.raises(StoreError, match="no such luck"):
+                for number in range(10**9):
+                    await store.write(insert(number))
+        monkeypatch.undo()
+
+
+def test_a_sync_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def none_left(*_: object) -> int:
+        raise OSError(errno.EMFILE, "too many open files")
+
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
+        monkeypatch.setattr(os, "open", none_left)
+        for number in range(20):
+            store.write_now(insert(number))
+        monkeypatch.undo()
+
+
 async def test_nothing_is_acknowledged_once_the_disk_has_refused_a_sync(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -345,8 +485,8 @@ async def test_nothing_is_acknowledged_once_the_disk_has_refused_a_sync(
 async def test_the_log_begins_anew_under_writes_that_never_pause(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("perilune.store.FOLD_EVERY_S", 0.01)
-    monkeypatch.setattr("perilune.store.LONG_LOG_PAGES", 100)
+    monkeypatch.setattr("perilune.store.log.FOLD_EVERY_S", 0.01)
+    monkeypatch.setattr("perilune.store.log.LONG_LOG_PAGES", 100)
     path, number = tmp_path / "notes.db", 0
     with Store(path, SCHEMA, sync_every_s=0.001) as store:
         await store.write(insert(number))

@@ -38,7 +38,7 @@ __all__ = ["DATABASE", "KEYS_FILE", "LOCAL", "Accounts", "new_request_id"]
 
 DATABASE = "accounts.db"
 SYNC_EVERY_S = 0.2
-"""How far a power cut may set the ledger back, where `ledger_durability` is `crash`."""
+"""How often the disk is told of the ledger, where `ledger_durability` is `crash`."""
 COMMAND_LINE = "command line"
 """Who acted, where no key did."""
 

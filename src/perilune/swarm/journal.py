@@ -1,7 +1,7 @@
 """A session's journal: one SQLite file, HOME/swarm/ID.db, appended to by one process, read by anybody.
 
 `append` returns when the events are on disk; what 300 agents append at the same moment shares one sync (see
-`store.py`). All events of one call are kept or none. A body over 16 KB lies in a table of its own under its
+`store/`). All events of one call are kept or none. A body over 16 KB lies in a table of its own under its
 hash. Each row carries a checksum, so damage that SQLite cannot see is found too, with its position.
 """
 

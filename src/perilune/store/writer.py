@@ -1,0 +1,281 @@
+"""A small durable database: one SQLite file, one writer thread, group commit.
+
+Every `write` is answered only after the commit that holds it: synced to disk, or, where the store was opened
+so, written to the log, which a killed process cannot lose and which is synced a moment later. All writes that
+arrive while a commit is under way share the next one (group commit), so its cost is divided by the number of
+waiters.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import queue
+import sqlite3
+import threading
+from collections.abc import Callable, Sequence
+from concurrent.futures import Future
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, TypeVar
+
+from perilune.errors import StoreError
+from perilune.store.log import LogKeeper
+from perilune.store.reader import Reader
+from perilune.store.sqlite import fold_log, is_storage_failure, open_database, translate
+
+Result = TypeVar("Result")
+Work = Callable[[sqlite3.Connection], Result]
+"""Reads and writes rows on the connection it is given. Runs on the writer thread, inside a transaction
+that it must neither commit nor roll back."""
+
+GROUP_LIMIT = 1024
+"""Most writes in one commit: bounds the wait of the first one."""
+START_AGAIN = "nothing of this was written; start Perilune again"
+
+
+class _Waiter:
+    """One write on its way: the work, who waits for it, and what came of it."""
+
+    __slots__ = ("error", "future", "loop", "result", "work")
+
+    def __init__(
+        self,
+        work: Work[Any],
+        future: asyncio.Future[Any] | Future[Any],
+        loop: asyncio.AbstractEventLoop | None,
+    ) -> None:
+        self.work = work
+        self.future = future
+        self.loop = loop
+        self.result: Any = None
+        self.error: BaseException | None = None
+
+    def answer(self) -> None:
+        """Wake the waiter. On its own loop's thread where it has one."""
+        if self.future.done():
+            return  # the waiter was cancelled; its write stands
+        if self.error is not None:
+            self.future.set_exception(self.error)
+        else:
+            self.future.set_result(self.result)
+
+
+class Store:
+    """One SQLite file: many readers, one writer thread with group commit."""
+
+    def __init__(self, path: Path | str, schema: Sequence[str], *, sync_every_s: float = 0.0) -> None:
+        """Open or make the file. `schema` is a forward-only list of single statements: an old file gets
+        those it lacks, so later versions append to the list and never edit it.
+
+        With `sync_every_s`, `write` does not wait for the disk, which hears of commits that often: a power
+        cut may take the commits of the last moment, whole ones and the newest only. `write_now` waits.
+
+        Raises JournalCorrupt, StorageFull, StoreError."""
+        self.path = Path(path)
+        self._queue: queue.SimpleQueue[_Waiter | None] = queue.SimpleQueue()
+        self._closed = False
+        self._ended = ""
+        """Why nothing more is written, once the thread has ended."""
+        self._unsynced: StoreError | None = None
+        """At the end: what was answered last is not on the disk."""
+        with contextlib.ExitStack() as undo:
+            try:
+                self._connection = open_database(self.path, schema, later=sync_every_s > 0)
+                undo.callback(self._connection.close)
+                self._reader = Reader(self.path)
+                undo.callback(self._reader.close)
+                self._log = LogKeeper(self.path, sync_every_s) if sync_every_s > 0 else None
+            except sqlite3.Error as error:
+                raise translate(error, self.path) from error
+            except OSError as error:
+                raise StoreError(f"cannot open {self.path}: {error.strerror}") from error
+            undo.pop_all()
+        self._thread = threading.Thread(target=self._run, name=f"store {self.path.name}", daemon=True)
+        self._thread.start()
+
+    async def write(self, work: Work[Result]) -> Result:
+        """Run `work` on the writer thread; returns its result once it is on disk, or with `sync_every_s` once
+        it is safe from the end of the process.
+
+        An exception of `work` undoes that work alone and is raised here. Cancelling the wait does not
+        undo the write. Raises StorageFull, JournalCorrupt, StoreError: then nothing was kept."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[Result] = loop.create_future()
+        self._submit(_Waiter(work, future, loop))
+        return await future
+
+    def write_now(self, work: Work[Result]) -> Result:
+        """The blocking twin of `write`, for code without an event loop, on disk always when it returns. Where
+        it raises StoreError because it cannot get there, the write may stand."""
+        future: Future[Result] = Future()
+        self._submit(_Waiter(work, future, None))
+        result = future.result()
+        if self._log is not None:
+            self._log.sync()
+        return result
+
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """All rows of one query over what is committed. Thread-safe. Raises StoreError."""
+        if self._closed:
+            raise self._refusal()
+        return self._reader.read(sql, params)
+
+    def close(self) -> None:
+        """Commit what was submitted, then close. Writes that come later are refused.
+
+        Raises StoreError when what was answered lately could not be brought to the disk."""
+        if self._closed:
+            return
+        self._closed = True
+        self._reader.close()  # first: whoever closes last takes the -wal and -shm files away, if it may write
+        self._queue.put(None)
+        self._thread.join()
+        if self._unsynced is not None:
+            raise self._unsynced
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # ---- the writer thread
+
+    def _submit(self, waiter: _Waiter) -> None:
+        if self._closed or self._ended:
+            raise self._refusal()
+        self._queue.put(waiter)
+        self._refuse_if_ended()  # the thread may have ended since the check: nobody else would answer
+
+    def _run(self) -> None:
+        death = ""
+        try:
+            is_open = True
+            while is_open:
+                is_open = self._commit_group(self._next_group())
+        except BaseException as error:  # noqa: BLE001  the thread's edge: whatever it was, waiters must hear of it
+            death = self._death(error)
+        finally:
+            self._ended = death or f"{self.path} is closed"
+            self._refuse_if_ended()
+            self._finish(heard=bool(death))
+
+    def _finish(self, heard: bool) -> None:
+        """`heard`: writes are refused, and say why. The keeper goes first: nothing is committed any more, and
+        two cannot fold at the same time."""
+        if self._log is not None:
+            try:
+                self._log.stop()
+            except StoreError as error:
+                self._unsynced = None if heard else error
+        fold_log(self._connection, "TRUNCATE")  # so that a copy of the file alone is whole; see `close`
+        self._connection.close()
+
+    def _next_group(self) -> list[_Waiter | None]:
+        group = [self._queue.get()]
+        while len(group) < GROUP_LIMIT and not self._queue.empty():
+            group.append(self._queue.get_nowait())
+        return group
+
+    def _commit_group(self, group: list[_Waiter | None]) -> bool:
+        """Run, commit and answer one group. False when the store is to close."""
+        waiters = [waiter for waiter in group if waiter is not None]
+        log = self._log
+        try:
+            if log is not None and log.failure:
+                log.check()
+            self._perform(waiters)
+            if log is not None:
+                log.written()
+        except BaseException as error:
+            for waiter in waiters:
+                waiter.error = StoreError(self._death(error), mend=START_AGAIN)
+            raise
+        finally:
+            _answer(waiters)
+        if log is not None and log.log_is_long:
+            log.log_is_long = False
+            fold_log(self._connection, "PASSIVE")  # short, for most was folded just now; the log begins anew
+        return len(waiters) == len(group)
+
+    def _perform(self, waiters: list[_Waiter]) -> None:
+        execute = self._connection.execute
+        try:
+            execute("BEGIN IMMEDIATE")
+            for waiter in waiters:
+                self._run_one(waiter, alone=len(waiters) == 1)
+            execute("COMMIT")
+        except sqlite3.Error as error:
+            for waiter in waiters:
+                waiter.error = waiter.error or translate(error, self.path)
+            if self._connection.in_transaction:
+                execute("ROLLBACK")
+
+    def _run_one(self, waiter: _Waiter, alone: bool) -> None:
+        """Run one work, which fails by itself: in a savepoint of its own where it shares the transaction.
+        Raises sqlite3.Error when the whole group is lost."""
+        execute = self._connection.execute
+        if not alone:
+            execute("SAVEPOINT one")
+        try:
+            waiter.result = waiter.work(self._connection)
+        except Exception as error:
+            if not self._connection.in_transaction or is_storage_failure(error):
+                raise _sqlite_error(error) from error
+            waiter.error = error  # it belongs to this waiter alone
+            execute("ROLLBACK" if alone else "ROLLBACK TO one")
+            if alone:
+                execute("BEGIN IMMEDIATE")
+        if not alone:
+            execute("RELEASE one")
+
+    def _refuse_if_ended(self) -> None:
+        if not self._ended:
+            return
+        waiters: list[_Waiter] = []
+        while not self._queue.empty():
+            try:
+                waiter = self._queue.get_nowait()
+            except queue.Empty:  # another thread refuses them too
+                break
+            if waiter is not None:
+                waiter.error = self._refusal()
+                waiters.append(waiter)
+        _answer(waiters)
+
+    def _refusal(self) -> StoreError:
+        """A new one for each: an error that is raised again and again gathers a traceback without end."""
+        return StoreError(self._ended or f"{self.path} is closed", mend=START_AGAIN)
+
+    def _death(self, error: BaseException) -> str:
+        if isinstance(error, StoreError):
+            return error.message
+        return f"the writer of {self.path} died: {error!r}"
+
+
+def _sqlite_error(error: Exception) -> sqlite3.Error:
+    """The error itself, or one that says that a work ended the group's transaction."""
+    if isinstance(error, sqlite3.Error):
+        return error
+    return sqlite3.OperationalError(f"a write ended the shared transaction: {error!r}")
+
+
+def _answer(waiters: Sequence[_Waiter]) -> None:
+    """One wake-up per event loop, not per write."""
+    by_loop: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
+    for waiter in waiters:
+        if waiter.loop is None:
+            waiter.answer()
+        else:
+            by_loop.setdefault(waiter.loop, []).append(waiter)
+    for loop, mine in by_loop.items():
+        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
+            loop.call_soon_threadsafe(_answer_all, mine)
+
+
+def _answer_all(waiters: Sequence[_Waiter]) -> None:
+    for waiter in waiters:
+        waiter.answer()
