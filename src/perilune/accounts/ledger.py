@@ -226,14 +226,13 @@ class Ledger:
 
     def rows(self, project_id: int | None = None, *, before: str = "~", limit: int = 100) -> list[UsageRow]:
         """Newest first; page on with the last id as `before`."""
-        where, params = "r.id < ?", [before]
         if project_id is not None:
             found = self._store.read(
-                f"{ROWS} WHERE {where} AND r.project_id = ? ORDER BY r.id DESC LIMIT ?",
-                (*params, project_id, limit),
+                f"{ROWS} WHERE r.id < ? AND r.project_id = ? ORDER BY r.id DESC LIMIT ?",
+                (before, project_id, limit),
             )
         else:
-            found = self._store.read(f"{ROWS} WHERE {where} ORDER BY r.id DESC LIMIT ?", (*params, limit))
+            found = self._store.read(f"{ROWS} WHERE r.id < ? ORDER BY r.id DESC LIMIT ?", (before, limit))
         return [_usage_row(row) for row in found]
 
     def _hold(
