@@ -25,7 +25,8 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.chat.parsing import StreamParser, split_markers
+from perilune.chat.parsing import StreamParser
+from perilune.chat.parsing_spelling import split_markers
 from perilune.chat.tokenizer import Tokenizer
 
 Case = dict[str, Any]

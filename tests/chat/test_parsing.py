@@ -17,7 +17,8 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.chat.parsing import StreamParser, call_name, tool_by_arguments
+from perilune.chat.parsing import StreamParser
+from perilune.chat.parsing_calls import call_name, tool_by_arguments
 from perilune.chat.tokenizer import (
     CALL_ARGUMENTS,
     CALL_BEGIN,

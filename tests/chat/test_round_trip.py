@@ -6,7 +6,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from perilune.chat.messages import Assembler, Finished, Message, Tool, ToolCall, Usage
-from perilune.chat.parsing import MISSPELT_SECTION, StreamParser
+from perilune.chat.parsing import StreamParser
+from perilune.chat.parsing_spelling import MISSPELT_SECTION
 from perilune.chat.template import call_id, encode, next_call_index, render
 from perilune.chat.tokenizer import (
     END_THINK,

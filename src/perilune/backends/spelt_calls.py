@@ -12,7 +12,8 @@ from contextlib import aclosing
 import msgspec
 
 from perilune.chat.messages import Event, Finished, Request, TextDelta
-from perilune.chat.parsing import SpellingOnly, StreamParser
+from perilune.chat.parsing import StreamParser
+from perilune.chat.parsing_spelling import SpellingOnly
 from perilune.chat.template import next_call_index
 
 

@@ -2,8 +2,8 @@
 
 Markers are recognised by their ids, never by their spelling: text that merely spells one stays text. Only
 `feed_text`, for answers of which nothing but the text is left, goes by the spelling. No model output makes
-the parser raise. What a model does wrong in practice is met here: `</think>` left out
-before a call, calls outside a section, a call that is never closed, foreign call ids.
+the parser raise. What a model does wrong in practice is met here: `</think>` left out before a call, calls
+outside a section, a call that is never closed, foreign call ids.
 
     REASONING --</think>--> CONTENT --section or call begin--> BETWEEN <--> HEADER --> ARGUMENTS
 """
@@ -11,13 +11,9 @@ before a call, calls outside a section, a call that is never closed, foreign cal
 from __future__ import annotations
 
 import codecs
-import functools
-import re
 from collections.abc import Iterable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Protocol
-
-import msgspec
 
 from perilune.chat.messages import (
     Event,
@@ -27,6 +23,8 @@ from perilune.chat.messages import (
     ToolCallDelta,
     ToolCallStarted,
 )
+from perilune.chat.parsing_calls import call_name, tool_by_arguments
+from perilune.chat.parsing_spelling import MISSPELT_END, MISSPELT_SECTION, split_markers
 from perilune.chat.template import call_id
 from perilune.chat.tokenizer import (
     CALL_ARGUMENTS,
@@ -38,12 +36,6 @@ from perilune.chat.tokenizer import (
     STOPS,
     THINK,
 )
-
-MISSPELT_SECTION = "<|tool_call_section_begin|>"
-"""K2 sometimes writes the section's begin so, as ordinary text, before a real call."""
-MISSPELT_END = "<|tool_call_section_end|>"
-SPELT = (THINK, END_THINK, SECTION_BEGIN, SECTION_END, CALL_BEGIN, CALL_ARGUMENTS, CALL_END, *STOPS)
-"""Markers that an answer may hold."""
 
 
 class _State(Enum):
@@ -64,16 +56,6 @@ class Tokens(Protocol):
     @property
     def stop_ids(self) -> tuple[int, ...]: ...
     def token_bytes(self) -> tuple[bytes, ...]: ...
-
-
-class SpellingOnly:
-    """Stands for the tokenizer of an answer that comes as text: the markers' names, and no ids."""
-
-    specials: Mapping[str, int] = {name: -1 - place for place, name in enumerate(SPELT)}
-    stop_ids: tuple[int, ...] = ()
-
-    def token_bytes(self) -> tuple[bytes, ...]:
-        return ()
 
 
 class StreamParser:
@@ -305,68 +287,3 @@ class StreamParser:
     def _drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
-
-
-# ---- markers by their spelling
-
-
-def split_markers(text: str, names: tuple[str, ...]) -> list[str]:
-    """The text cut around every marker that it spells; last what may still become one."""
-    spelt = (*names, MISSPELT_SECTION, MISSPELT_END)
-    parts = [part for part in _any_of(spelt).split(text) if part]
-    tail = parts[-1] if parts and parts[-1] not in spelt else ""
-    starts = range(max(len(tail) - max(map(len, spelt)), 0), len(tail))
-    cut = next((at for at in starts if any(name.startswith(tail[at:]) for name in spelt)), len(tail))
-    if tail:
-        parts[-1:] = [tail[:cut]] if cut else []
-    return [*parts, tail[cut:]]
-
-
-@functools.lru_cache(maxsize=8)
-def _any_of(spelt: tuple[str, ...]) -> re.Pattern[str]:
-    whole = "|".join(re.escape(name) for name in sorted(spelt, key=len, reverse=True))
-    return re.compile(f"({whole})")
-
-
-# ---- which tool a call means
-
-
-def call_name(header: str, tools: Sequence[Tool]) -> str | None:
-    """The tool named by a call's header; None when it names none and `tools` leaves a choice.
-
-    Headers seen: `functions.NAME:3`, `NAME:3`, `functions.NAME3`, `functionsNAME3`, `3`, `call00003`, with
-    blanks inside."""
-    header = "".join(header.split())
-    declared = {tool.name for tool in tools}
-    if found := re.fullmatch(r"(?:functions\.)?(.+):[0-9]+", header):
-        return found[1]
-    bare = re.sub(r"^functions\.?", "", header)
-    for name in (header, bare, *_without_digits(bare)):
-        if name in declared:
-            return name
-    if tools and re.fullmatch(r"(?:call[_-]?)?[0-9]*", bare):
-        return tools[0].name if len(tools) == 1 else None
-    return bare or header or "unknown"
-
-
-def _without_digits(name: str) -> Iterable[str]:
-    """The name with one, two, ... of its last digits removed."""
-    while name and name[-1].isdigit():
-        name = name[:-1]
-        yield name
-
-
-def tool_by_arguments(arguments: str, tools: Sequence[Tool]) -> str:
-    """The tool whose parameters fit the arguments best; the first declared among equals."""
-    try:
-        given = set(msgspec.json.decode(arguments or "{}", type=dict[str, msgspec.Raw]))
-    except (msgspec.DecodeError, RecursionError):
-        given = set()
-
-    def fit(tool: Tool) -> tuple[int, int]:
-        """Arguments that the tool knows, then required ones that are missing (fewer is better)."""
-        properties = tool.parameters.get("properties") or {}
-        required = tool.parameters.get("required") or ()
-        return len(given & set(properties)), -len(set(required) - given)
-
-    return max(tools, key=fit).name

@@ -1,42 +1,25 @@
 """From the JSON body of a chat call to a `Request`, refusing what cannot be meant.
 
 Every refusal is an InputError that names the field (`messages[2].content`) and what to send instead.
-Ids of earlier tool calls are rewritten to `functions.NAME:IDX` on the way in: other forms put K2 models off.
 """
 
 from __future__ import annotations
 
-import json
 import re
-from collections.abc import Sequence
 
 import msgspec
 
-from perilune.chat.messages import ImagePart, Message, Part, Request, TextPart, Tool, ToolCall, VideoPart
-from perilune.chat.web_search import TOOL, WEB_SEARCH
+from perilune.chat.messages import Request
 from perilune.chat.wire_characters import half_pair, refuse_nul
-from perilune.chat.wire_fields import (
-    CallBody,
-    ChoiceField,
-    ImageField,
-    MediaUrl,
-    MessageField,
-    TextField,
-    ToolField,
-    VideoField,
-)
+from perilune.chat.wire_fields import CallBody
+from perilune.chat.wire_messages import messages_of
+from perilune.chat.wire_nesting import refuse_deep
+from perilune.chat.wire_tools import tool_choice_of, tools_of
 from perilune.errors import InputError, UnsupportedInput
 
-MAX_TOOLS = 128
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
-MAX_DEPTH = 64
-FILE_REFERENCE = "ms://"
-"""Before the id of a file that was uploaded."""
-"""Objects and lists within each other, in schemas and arguments. The hosted API takes schemas 30 deep."""
-TOOL_NAME = re.compile(r"[a-zA-Z_][a-zA-Z0-9_-]{0,63}")
 ROLES = "system, developer, user, assistant or tool"
-THINKING_OFF = 'send "thinking": {"type": "disabled"} with it'
 
 
 class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -57,12 +40,12 @@ def decode_request(body: bytes) -> ChatCall:
         raise InputError("must not be empty", field="model", mend="send the id of a model from /v1/models")
     _refuse_unsupported(call)
     thinking, keep = _thinking(call)
-    tools = _tools(call.tools or [])
+    tools = tools_of(call.tools or [])
     request = Request(
         model=call.model,
-        messages=_messages(call.messages),
+        messages=messages_of(call.messages),
         tools=tools,
-        tool_choice=_tool_choice(call.tool_choice, tools, thinking),
+        tool_choice=tool_choice_of(call.tool_choice, tools, thinking),
         thinking=thinking,
         keep_thinking=keep,
         max_tokens=_max_tokens(call),
@@ -145,246 +128,6 @@ def _thinking(call: CallBody) -> tuple[bool, bool]:
     return call.reasoning_effort != "none", keep
 
 
-# ---- messages
-
-
-def _messages(fields: list[MessageField]) -> tuple[Message, ...]:
-    if not fields:
-        raise InputError(
-            "Invalid request: messages must not be empty", field="messages", mend="send at least one"
-        )
-    history = _History()
-    messages = []
-    for position, field in enumerate(fields):
-        is_last = position == len(fields) - 1
-        messages.append(_message(field, f"messages[{position}]", position, is_last, history))
-    history.expect_answered(f"messages[{len(fields) - 1}]")
-    return tuple(messages)
-
-
-def _message(field: MessageField, where: str, position: int, is_last: bool, history: _History) -> Message:
-    if field.role == "tool":
-        return _tool_message(field, where, history)
-    history.expect_answered(f"messages[{position - 1}]")
-    _refuse_misplaced(field, where, is_last)
-    content = _content(field.content, f"{where}.content")
-    calls = history.add_calls(field, where)
-    partial = bool(field.partial)
-    if not content and not calls and not partial:
-        raise InputError(
-            f"Invalid request: the message at position {position} with role '{field.role}' must not be empty",
-            field=f"{where}.content",
-            mend="send some text",
-        )
-    reasoning = field.reasoning_content if field.reasoning_content is not None else field.reasoning
-    return Message(
-        role="system" if field.role == "developer" else field.role,
-        content=content,
-        name=field.name,
-        reasoning=reasoning if field.role == "assistant" else None,
-        tool_calls=calls,
-        partial=partial,
-    )
-
-
-def _refuse_misplaced(field: MessageField, where: str, is_last: bool) -> None:
-    if field.tool_call_id is not None:
-        raise InputError(
-            f"a {field.role} message answers no tool call",
-            field=f"{where}.tool_call_id",
-            mend="use role tool",
-        )
-    if field.tool_calls and field.role != "assistant":
-        raise InputError(
-            f"a {field.role} message calls no tools", field=f"{where}.tool_calls", mend="use role assistant"
-        )
-    if field.partial and (field.role != "assistant" or not is_last or field.tool_calls):
-        raise InputError(
-            "only a last assistant message without tool calls may be partial",
-            field=f"{where}.partial",
-            mend="move it to the end or leave partial out",
-        )
-
-
-def _tool_message(field: MessageField, where: str, history: _History) -> Message:
-    if field.tool_call_id is None:
-        raise InputError("is required", field=f"{where}.tool_call_id", mend="name the call it answers")
-    call = history.answer(field.tool_call_id, where)
-    content = _content(field.content, f"{where}.content")
-    return Message(role="tool", content=content or "", name=field.name, tool_call_id=call)
-
-
-class _History:
-    """Tool calls on their way through the conversation: canonical ids, and which still lack an answer."""
-
-    def __init__(self) -> None:
-        self._count = 0
-        self._open: dict[str, str] = {}
-
-    def add_calls(self, field: MessageField, where: str) -> tuple[ToolCall, ...]:
-        calls = []
-        for place, call in enumerate(field.tool_calls or ()):
-            if call.id in self._open:
-                raise InputError(
-                    f"the id {call.id!r} occurs twice",
-                    field=f"{where}.tool_calls[{place}].id",
-                    mend="ids must differ",
-                )
-            canonical = f"functions.{call.function.name}:{self._count}"
-            self._count += 1
-            self._open[call.id] = canonical
-            arguments = call.function.arguments
-            _check_depth(arguments, f"{where}.tool_calls[{place}].function.arguments")
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            calls.append(ToolCall(canonical, call.function.name, text))
-        return tuple(calls)
-
-    def answer(self, call_id: str, where: str) -> str:
-        """The canonical id of an open call, which is now answered."""
-        if call_id not in self._open:
-            raise InputError(
-                f"Invalid request: tool_call_id {call_id!r} is no open call of the message before it",
-                field=f"{where}.tool_call_id",
-                mend="answer each call once, right after its message",
-            )
-        return self._open.pop(call_id)
-
-    def expect_answered(self, where: str) -> None:
-        if self._open:
-            raise InputError(
-                "Invalid request: an assistant message with 'tool_calls' must be followed by tool messages "
-                "responding to each 'tool_call_id'. The following tool_call_ids did not have response "
-                f"messages: {', '.join(self._open)}",
-                field=where,
-                mend="add them",
-            )
-
-
-def _content(
-    content: str | Sequence[TextField | ImageField | VideoField] | None, where: str
-) -> str | tuple[Part, ...] | None:
-    """Content as the template takes it; a list of nothing but text becomes one text."""
-    if content is None or isinstance(content, str):
-        return content
-    parts = tuple(_part(part, f"{where}[{place}]") for place, part in enumerate(content))
-    if all(isinstance(part, TextPart) for part in parts):
-        return "".join(part.text for part in parts if isinstance(part, TextPart))
-    return parts
-
-
-def _part(part: TextField | ImageField | VideoField, where: str) -> Part:
-    match part:
-        case TextField(text=text):
-            if not text:
-                raise InputError(
-                    "text content is empty",
-                    field=f"{where}.text",
-                    mend="send some text or leave the part out",
-                )
-            return TextPart(text)
-        case ImageField(image_url=url):
-            return ImagePart(_media_url(url, f"{where}.image_url"))
-        case VideoField(video_url=url):
-            return VideoPart(_media_url(url, f"{where}.video_url"))
-
-
-def _media_url(url: MediaUrl | str, where: str) -> str:
-    text = url if isinstance(url, str) else url.url
-    if text.startswith(("data:", FILE_REFERENCE)):
-        return text
-    raise UnsupportedInput(
-        "only data URLs and uploaded files are read; nothing is fetched from elsewhere",
-        field=where,
-        mend="send data:<type>;base64,<bytes>, or ms://<id> of a file",
-    )
-
-
-# ---- tools
-
-
-def _tools(fields: list[ToolField]) -> tuple[Tool, ...]:
-    if len(fields) > MAX_TOOLS:
-        raise InputError(f"more than {MAX_TOOLS} tools", field="tools", mend="send fewer")
-    tools = tuple(_tool(field, f"tools[{place}]") for place, field in enumerate(fields))
-    names = [tool.name for tool in tools]
-    for place, name in enumerate(names):
-        if name in names[:place]:
-            raise InputError(
-                f"the name {name!r} occurs twice", field=f"tools[{place}].function.name", mend="rename one"
-            )
-    return tools
-
-
-def _tool(field: ToolField, where: str) -> Tool:
-    if field.type == "builtin_function":
-        return _builtin(field, where)
-    if field.type != "function":
-        raise UnsupportedInput(
-            f"tools of type {field.type!r} are not served", field=f"{where}.type", mend="use type function"
-        )
-    function = field.function
-    if function is None:
-        raise InputError("is required", field=f"{where}.function", mend="add it")
-    if not TOOL_NAME.fullmatch(function.name):
-        raise InputError(
-            "Invalid request: function name is invalid, must start with a letter and can contain letters, "
-            "numbers, underscores, and dashes",
-            field=f"{where}.function.name",
-            mend="use at most 64 of them",
-        )
-    parameters = function.parameters or {}
-    if parameters.get("type", "object") != "object":
-        raise InputError(
-            "must be a schema of type object",
-            field=f"{where}.function.parameters.type",
-            mend="wrap the arguments in an object",
-        )
-    _check_depth(parameters, f"{where}.function.parameters")
-    return Tool(
-        name=function.name,
-        description=function.description or "",
-        parameters=parameters,
-        strict=function.strict is not False,
-    )
-
-
-def _builtin(field: ToolField, where: str) -> Tool:
-    """A tool of the server's own. Only its name is the client's to say."""
-    if field.function is None or field.function.name != WEB_SEARCH:
-        raise InputError(
-            f"the only builtin function is {WEB_SEARCH}", field=f"{where}.function.name", mend="name that"
-        )
-    return msgspec.structs.replace(TOOL, name=WEB_SEARCH)
-
-
-def _tool_choice(choice: str | ChoiceField | None, tools: tuple[Tool, ...], thinking: bool) -> str:
-    if choice is None or choice in ("auto", "none"):
-        return choice if isinstance(choice, str) else "auto"
-    if isinstance(choice, str) and choice != "required":
-        raise InputError(
-            f"unknown choice {choice!r}",
-            field="tool_choice",
-            mend="send auto, none, required, or an object that names a function",
-        )
-    if not tools:
-        raise InputError("demands a call, but there are no tools", field="tool_choice", mend="send tools")
-    if thinking:
-        kind = choice if isinstance(choice, str) else "specified"
-        raise InputError(
-            f"tool_choice '{kind}' is incompatible with thinking enabled",
-            field="tool_choice",
-            mend=THINKING_OFF,
-        )
-    if isinstance(choice, str):
-        return choice
-    name = choice.function.name
-    if name not in {tool.name for tool in tools}:
-        raise InputError(
-            f"no tool is called {name!r}", field="tool_choice.function.name", mend="name one of tools"
-        )
-    return f"tool:{name}"
-
-
 # ---- the rest
 
 
@@ -442,22 +185,5 @@ def _json_schema(call: CallBody) -> dict[str, object] | None:
         return {}
     if form.json_schema is None:
         raise InputError("is required", field="response_format.json_schema", mend="add it")
-    _check_depth(form.json_schema.schema, "response_format.json_schema.schema")
+    refuse_deep(form.json_schema.schema, "response_format.json_schema.schema")
     return form.json_schema.schema
-
-
-def _check_depth(value: object, where: str) -> None:
-    """Whoever walks the value later may do so by recursion."""
-    level: list[object] = [value]
-    for _ in range(MAX_DEPTH):
-        level = [
-            inner
-            for value in level
-            for inner in (
-                value.values() if isinstance(value, dict) else value if isinstance(value, list) else ()
-            )
-            if isinstance(inner, dict | list)
-        ]
-        if not level:
-            return
-    raise InputError(f"is nested deeper than {MAX_DEPTH}", field=where, mend="flatten it")

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from perilune.chat.wire_request import MAX_STOPS, MAX_TOOLS
+from perilune.chat.wire_request import MAX_STOPS
+from perilune.chat.wire_tools import MAX_TOOLS
 
 CHAT: Mapping[str, Mapping[str, Any]] = {
     "model": {"description": "A model's id or alias.", "minLength": 1},

@@ -1,0 +1,169 @@
+"""The messages of a chat call as the template takes them, refusing a conversation that cannot be meant.
+
+Ids of earlier tool calls are rewritten to `functions.NAME:IDX` on the way in: other forms put K2 models off.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+
+from perilune.chat.messages import ImagePart, Message, Part, TextPart, ToolCall, VideoPart
+from perilune.chat.wire_fields import ImageField, MediaUrl, MessageField, TextField, VideoField
+from perilune.chat.wire_nesting import refuse_deep
+from perilune.errors import InputError, UnsupportedInput
+
+FILE_REFERENCE = "ms://"
+"""Before the id of a file that was uploaded."""
+
+
+def messages_of(fields: list[MessageField]) -> tuple[Message, ...]:
+    """Raises InputError naming the message, UnsupportedInput for media that would have to be fetched."""
+    if not fields:
+        raise InputError(
+            "Invalid request: messages must not be empty", field="messages", mend="send at least one"
+        )
+    history = _History()
+    messages = []
+    for position, field in enumerate(fields):
+        is_last = position == len(fields) - 1
+        messages.append(_message(field, f"messages[{position}]", position, is_last, history))
+    history.expect_answered(f"messages[{len(fields) - 1}]")
+    return tuple(messages)
+
+
+def _message(field: MessageField, where: str, position: int, is_last: bool, history: _History) -> Message:
+    if field.role == "tool":
+        return _tool_message(field, where, history)
+    history.expect_answered(f"messages[{position - 1}]")
+    _refuse_misplaced(field, where, is_last)
+    content = _content(field.content, f"{where}.content")
+    calls = history.add_calls(field, where)
+    partial = bool(field.partial)
+    if not content and not calls and not partial:
+        raise InputError(
+            f"Invalid request: the message at position {position} with role '{field.role}' must not be empty",
+            field=f"{where}.content",
+            mend="send some text",
+        )
+    reasoning = field.reasoning_content if field.reasoning_content is not None else field.reasoning
+    return Message(
+        role="system" if field.role == "developer" else field.role,
+        content=content,
+        name=field.name,
+        reasoning=reasoning if field.role == "assistant" else None,
+        tool_calls=calls,
+        partial=partial,
+    )
+
+
+def _refuse_misplaced(field: MessageField, where: str, is_last: bool) -> None:
+    if field.tool_call_id is not None:
+        raise InputError(
+            f"a {field.role} message answers no tool call",
+            field=f"{where}.tool_call_id",
+            mend="use role tool",
+        )
+    if field.tool_calls and field.role != "assistant":
+        raise InputError(
+            f"a {field.role} message calls no tools", field=f"{where}.tool_calls", mend="use role assistant"
+        )
+    if field.partial and (field.role != "assistant" or not is_last or field.tool_calls):
+        raise InputError(
+            "only a last assistant message without tool calls may be partial",
+            field=f"{where}.partial",
+            mend="move it to the end or leave partial out",
+        )
+
+
+def _tool_message(field: MessageField, where: str, history: _History) -> Message:
+    if field.tool_call_id is None:
+        raise InputError("is required", field=f"{where}.tool_call_id", mend="name the call it answers")
+    call = history.answer(field.tool_call_id, where)
+    content = _content(field.content, f"{where}.content")
+    return Message(role="tool", content=content or "", name=field.name, tool_call_id=call)
+
+
+class _History:
+    """Tool calls on their way through the conversation: canonical ids, and which still lack an answer."""
+
+    def __init__(self) -> None:
+        self._count = 0
+        self._open: dict[str, str] = {}
+
+    def add_calls(self, field: MessageField, where: str) -> tuple[ToolCall, ...]:
+        calls = []
+        for place, call in enumerate(field.tool_calls or ()):
+            if call.id in self._open:
+                raise InputError(
+                    f"the id {call.id!r} occurs twice",
+                    field=f"{where}.tool_calls[{place}].id",
+                    mend="ids must differ",
+                )
+            canonical = f"functions.{call.function.name}:{self._count}"
+            self._count += 1
+            self._open[call.id] = canonical
+            arguments = call.function.arguments
+            refuse_deep(arguments, f"{where}.tool_calls[{place}].function.arguments")
+            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+            calls.append(ToolCall(canonical, call.function.name, text))
+        return tuple(calls)
+
+    def answer(self, call_id: str, where: str) -> str:
+        """The canonical id of an open call, which is now answered."""
+        if call_id not in self._open:
+            raise InputError(
+                f"Invalid request: tool_call_id {call_id!r} is no open call of the message before it",
+                field=f"{where}.tool_call_id",
+                mend="answer each call once, right after its message",
+            )
+        return self._open.pop(call_id)
+
+    def expect_answered(self, where: str) -> None:
+        if self._open:
+            raise InputError(
+                "Invalid request: an assistant message with 'tool_calls' must be followed by tool messages "
+                "responding to each 'tool_call_id'. The following tool_call_ids did not have response "
+                f"messages: {', '.join(self._open)}",
+                field=where,
+                mend="add them",
+            )
+
+
+def _content(
+    content: str | Sequence[TextField | ImageField | VideoField] | None, where: str
+) -> str | tuple[Part, ...] | None:
+    """Content as the template takes it; a list of nothing but text becomes one text."""
+    if content is None or isinstance(content, str):
+        return content
+    parts = tuple(_part(part, f"{where}[{place}]") for place, part in enumerate(content))
+    if all(isinstance(part, TextPart) for part in parts):
+        return "".join(part.text for part in parts if isinstance(part, TextPart))
+    return parts
+
+
+def _part(part: TextField | ImageField | VideoField, where: str) -> Part:
+    match part:
+        case TextField(text=text):
+            if not text:
+                raise InputError(
+                    "text content is empty",
+                    field=f"{where}.text",
+                    mend="send some text or leave the part out",
+                )
+            return TextPart(text)
+        case ImageField(image_url=url):
+            return ImagePart(_media_url(url, f"{where}.image_url"))
+        case VideoField(video_url=url):
+            return VideoPart(_media_url(url, f"{where}.video_url"))
+
+
+def _media_url(url: MediaUrl | str, where: str) -> str:
+    text = url if isinstance(url, str) else url.url
+    if text.startswith(("data:", FILE_REFERENCE)):
+        return text
+    raise UnsupportedInput(
+        "only data URLs and uploaded files are read; nothing is fetched from elsewhere",
+        field=where,
+        mend="send data:<type>;base64,<bytes>, or ms://<id> of a file",
+    )
