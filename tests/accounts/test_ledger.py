@@ -17,8 +17,8 @@ import pytest
 import perilune
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
-from perilune.accounts.ledger import Reservation
 from perilune.accounts.prices import PriceBook, parse_prices
+from perilune.accounts.rows import Reservation
 from perilune.accounts.tables import SCHEMA
 from perilune.chat.messages import Usage
 from perilune.errors import ConfigError, InputError, InsufficientBalance, LimitReached, StoreError

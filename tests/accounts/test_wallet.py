@@ -10,7 +10,7 @@ import pytest
 
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import Principal
-from perilune.accounts.ledger import Reservation
+from perilune.accounts.rows import Reservation
 from perilune.accounts.wallet import Kind
 from perilune.chat.messages import Usage
 from perilune.errors import InputError, InsufficientBalance, LimitReached, NotFound

@@ -20,8 +20,8 @@ import pytest
 from kill_load import MODEL, Call, Crowd, Endpoint, Fate
 
 from perilune.accounts.accounts import Accounts
-from perilune.accounts.ledger import UsageRow
 from perilune.accounts.prices import Buckets, PriceBook
+from perilune.accounts.rows import UsageRow
 from perilune.settings import Settings
 
 SOURCE = Path(__file__).parents[2] / "src"

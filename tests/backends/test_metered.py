@@ -9,7 +9,7 @@ import msgspec
 import pytest
 
 from perilune.accounts.accounts import Accounts
-from perilune.accounts.ledger import Charge, UsageRow
+from perilune.accounts.rows import Charge, UsageRow
 from perilune.backends.base import ModelEntry, complete
 from perilune.backends.metered import LEAST_ANSWER, MeteredBackend
 from perilune.backends.scripted import ScriptedBackend, scripted_entry

@@ -23,10 +23,11 @@ from perilune.accounts import audit, books, folding
 from perilune.accounts.counters import Counters
 from perilune.accounts.keyring import KEYS_FILE, Keyring
 from perilune.accounts.keys import Principal
-from perilune.accounts.ledger import Charge, Ledger, Outcome, Reservation, UsageRow
+from perilune.accounts.ledger import Ledger
 from perilune.accounts.limits import Gate, Limits
 from perilune.accounts.organisations import LOCAL, Organisations
 from perilune.accounts.prices import NANO_PER_USD, SEARCH, Buckets, PriceBook, TokenCounts
+from perilune.accounts.rows import Charge, Outcome, Reservation, UsageRow
 from perilune.accounts.tables import SCHEMA
 from perilune.accounts.tiers import TierBook
 from perilune.accounts.wallet import Prepaid, Wallets

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 
-from perilune.accounts.ledger import Charge
+from perilune.accounts.rows import Charge
 
 
 class Counters:

@@ -9,8 +9,8 @@ from dataclasses import dataclass, fields
 from datetime import UTC, date, datetime
 from typing import Literal, get_args
 
-from perilune.accounts.ledger import UsageRow
 from perilune.accounts.prices import Buckets
+from perilune.accounts.rows import UsageRow
 from perilune.errors import InputError
 from perilune.store import Reader, Store
 

@@ -16,7 +16,7 @@ from contextlib import aclosing
 
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import Principal
-from perilune.accounts.ledger import Reservation
+from perilune.accounts.rows import Reservation
 from perilune.agent.search.provider import MAX_QUERY, SearchProvider, shown
 from perilune.api.search_choice import check_search, provider_of
 from perilune.api.search_shelf import SearchShelf

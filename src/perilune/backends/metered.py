@@ -21,7 +21,7 @@ import msgspec
 
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import Principal
-from perilune.accounts.ledger import Charge, Outcome, Reservation
+from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.router import Router, find_entry
 from perilune.chat.messages import (

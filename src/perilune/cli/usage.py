@@ -107,7 +107,7 @@ def _print_calls(desk: Desk, given: argparse.Namespace) -> int:
     """Page by page: a ledger may be larger than memory."""
     import msgspec
 
-    from perilune.accounts.ledger import UsageRow
+    from perilune.accounts.rows import UsageRow
     from perilune.accounts.usage import calls_csv
 
     if given.json or given.since or given.until:

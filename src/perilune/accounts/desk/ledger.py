@@ -10,7 +10,7 @@ from perilune.accounts import audit
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.audit import AuditLine
 from perilune.accounts.desk.act import Act, Acts, Nothing
-from perilune.accounts.ledger import UsageRow
+from perilune.accounts.rows import UsageRow
 from perilune.accounts.usage import Total, totals
 
 MOST_LINES = 1000

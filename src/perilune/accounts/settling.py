@@ -1,0 +1,97 @@
+"""Replacing a reservation by the charge, on the writer thread: in the row, in two accounts, in the wallet."""
+
+from __future__ import annotations
+
+import sqlite3
+from datetime import date
+from typing import NamedTuple
+
+from perilune.accounts.holding import Pots
+from perilune.accounts.prices import Buckets, Price
+from perilune.accounts.rows import Charge, Outcome, Reservation
+from perilune.errors import StoreError
+
+CLOSE = """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
+    searches = ?, reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ? AND outcome = 'open'"""
+PAY = """UPDATE wallet SET voucher = voucher - ?, cash = cash - ?, reserved = reserved - ?
+    WHERE organisation_id = ?"""
+SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE id IN (?, ?)"
+FOUND = """SELECT r.outcome, r.reserved, r.prepaid, k.account_id, p.account_id, p.organisation_id,
+        v.name, v.input, v.cached_input, v.output, v.search,
+        r.charge, r.uncached, r.cached, r.output, r.searches, r.estimated
+    FROM request r JOIN price_version v ON v.id = r.price_id
+    JOIN api_key k ON k.id = r.key_id JOIN project p ON p.id = r.project_id WHERE r.id = ?"""
+
+
+class Held(NamedTuple):
+    """What settling an open row needs to know of it."""
+
+    request_id: str
+    amount: int
+    prepaid: bool
+    pots: Pots
+    organisation_id: int
+    price: Price
+    version: str
+
+    @classmethod
+    def by(cls, made: Reservation, pots: Pots) -> Held:
+        organisation, price = made.principal.organisation_id, made.price
+        return cls(made.request_id, made.amount, made.prepaid, pots, organisation, price, price.version)
+
+
+class Ending(NamedTuple):
+    """How a call ended."""
+
+    buckets: Buckets
+    reasoning: int
+    outcome: Outcome
+    estimated: bool
+    at_ms: int
+
+
+def close(connection: sqlite3.Connection, held: Held, ending: Ending) -> Charge | None:
+    """Charge the call, or None when its row is not open. Granted credit is spent before cash."""
+    buckets = ending.buckets
+    charge, granted = held.price.charge(buckets), 0
+    if held.prepaid:
+        voucher = connection.execute(
+            "SELECT voucher FROM wallet WHERE organisation_id = ?", (held.organisation_id,)
+        )
+        granted = min(int(voucher.fetchone()[0]), charge)
+    counts = (buckets.uncached, buckets.cached, buckets.output, buckets.searches, ending.reasoning)
+    row = (ending.outcome, int(ending.estimated), charge, *counts, granted, ending.at_ms, held.request_id)
+    if connection.execute(CLOSE, row).rowcount != 1:
+        return None
+    if held.prepaid:
+        connection.execute(PAY, (granted, charge - granted, held.amount, held.organisation_id))
+    connection.execute(SPEND, (charge, held.amount, *held.pots))
+    return Charge(held.request_id, charge, held.version, ending.outcome, buckets, ending.estimated)
+
+
+def close_found(connection: sqlite3.Connection, request_id: str, ending: Ending) -> Charge:
+    """The same for a row of which only the id is known. One that is not open keeps the charge it has.
+    Raises StoreError when there is none."""
+    row = connection.execute(FOUND, (request_id,)).fetchone()
+    if row is None:
+        raise StoreError(f"request {request_id} was never opened", mend="reserve before you settle")
+    outcome, amount, prepaid, key, project, organisation, version, *rates = row[:11]
+    price = Price(version, date.min, *rates)
+    held = Held(request_id, amount, bool(prepaid), Pots(key, project), organisation, price, version)
+    return close(connection, held, ending) or Charge(
+        request_id, row[11], version, outcome, Buckets(*row[12:16]), bool(row[16])
+    )
+
+
+def close_abandoned(connection: sqlite3.Connection, request_id: str, now: int) -> None:
+    """Close a call that was never made, if its row was opened at all."""
+    if connection.execute("SELECT 1 FROM request WHERE id = ?", (request_id,)).fetchone():
+        close_found(connection, request_id, Ending(Buckets(), 0, "aborted", False, now))
+
+
+def close_orphans(connection: sqlite3.Connection, now: int) -> int:
+    """Close what a dead process left open; how many rows."""
+    rows = connection.execute("SELECT id, uncached FROM request WHERE outcome = 'open'").fetchall()
+    for request_id, prompt in rows:
+        close_found(connection, request_id, Ending(Buckets(uncached=prompt), 0, "orphaned", True, now))
+    return len(rows)
