@@ -5,10 +5,14 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
+from tests.chat.media_files import noise, png, url_of, video
 
-from perilune.chat.jinja import LARGEST_TEMPLATE, TEMPLATE_FILE, JinjaTemplate
-from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall
+from perilune.chat.jinja import LARGEST_TEMPLATE, TEMPLATE_FILE, VIDEO_PLACEHOLDER, JinjaTemplate
+from perilune.chat.media import plan
+from perilune.chat.media_rules import MediaRules
+from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall, VideoPart
 from perilune.chat.oracle import chosen_variant, open_template
+from perilune.chat.placeholders import prompt_with_media
 from perilune.chat.probes import probes
 from perilune.chat.template import prompt_ids
 from perilune.chat.tokenizer import Tokenizer
@@ -84,6 +88,8 @@ def test_a_format_for_text_need_not_agree_on_pictures(tmp_path: Path) -> None:
         ("{{- content -}}", "{{- content | trim -}}", "blanks and newlines"),
         ("{{- content -}}", "{{- content | e -}}", "not ASCII, and markup"),
         ("<|media_end|>\\n", "<|media_end|>", "text and a picture"),
+        ("video_placeholder|>\\n", "video_placeholder|>", "videos and a picture"),
+        ("<|kimi_k25_video_placeholder|>", "", "videos and a picture"),
         ("elif content is not none", "else", "two calls at once"),
         ("loop.index0 > find.settled", "loop.index0 >= find.settled", "blanks and newlines"),
         ("tools_ts_str or ", "", "one tool"),
@@ -166,7 +172,9 @@ def test_the_checkpoints_own_template_makes_the_same_prompts(
             thinking=probe.thinking,
             keep_thinking=probe.keep_thinking,
         )
-        assert prompter(request, small) == prompt_ids(request, small), probe.name
+        times = probe.video_times
+        theirs = prompter(request, small, video_times=times)
+        assert theirs == prompt_ids(request, small, video_times=times), probe.name
 
 
 def test_messages_make_no_control_tokens_there_either(tmp_path: Path, small: Tokenizer) -> None:
@@ -185,6 +193,35 @@ def test_messages_make_no_control_tokens_there_either(tmp_path: Path, small: Tok
     assert prompter(request, small) == prompt_ids(request, small)
 
 
+def test_pictures_and_videos_are_seen_under_the_checkpoints_own_template(
+    tmp_path: Path, small: Tokenizer
+) -> None:
+    picture = ImagePart(url_of(png(noise(60, 30))))
+    clip = VideoPart(url_of(video(25), "video/mp4"))
+    spelt = TextPart(f"{VIDEO_PLACEHOLDER}<|media_pad|>")
+    messages = (
+        Message(role="user", content=(clip, spelt, picture)),
+        Message(role="assistant", content="Seen.", reasoning="Hm."),
+        Message(role="user", content=(TextPart("And this?"), clip, clip)),
+    )
+    request = asked(*messages)
+    media = plan(messages, MediaRules())
+    ours = prompt_with_media(request, small, media)
+    assert len(ours.starts) == 2 + 1 + 2 + 2
+    assert prompt_with_media(request, small, media, open_template(written(tmp_path), "jinja")) == ours
+
+
+def test_a_template_that_shows_no_videos_refuses_them(tmp_path: Path, small: Tokenizer) -> None:
+    source = SOURCE.replace(VIDEO_PLACEHOLDER, "(a video)")
+    prompter = open_template(written(tmp_path, source=source), "jinja")
+    request = asked(Message(role="user", content=(TextPart("See: "), VideoPart("data:"))))
+    with pytest.raises(UnsupportedInput, match="shows 0 of 1 videos") as caught:
+        prompter(request, small, video_times=[("00:00:00.000",)])
+    assert (caught.value.field, bool(caught.value.mend)) == ("messages.content", True)
+    with pytest.raises(UnsupportedInput, match="shows 1 of 0 videos"):
+        open_template(written(tmp_path), "jinja")(request, small)
+
+
 def test_what_a_template_leaves_to_the_model_is_put_before_it(tmp_path: Path, small: Tokenizer) -> None:
     prompter = open_template(written(tmp_path, "keeps", "kimi", "json", "switch"), "jinja")
     for thinking in (True, False):
@@ -196,6 +233,9 @@ def test_what_a_template_cannot_do_is_said(tmp_path: Path, small: Tokenizer) -> 
     partial = asked(user("Hi"), Message(role="assistant", content="Dear", partial=True))
     with pytest.raises(UnsupportedInput, match=r"messages\[1\].partial"):
         open_template(written(tmp_path), "jinja")(partial, small)
+    half = asked(user("Hi"), user("a\ud83c"))
+    with pytest.raises(InputError, match=r"messages\[1\].content: holds half a surrogate pair"):
+        open_template(written(tmp_path), "jinja")(half, small)
     refusing = "{{ raise_exception('roles must alternate') }}"
     with pytest.raises(InputError, match="roles must alternate"):
         open_template(written(tmp_path, source=refusing), "jinja")(asked(user("Hi")), small)
@@ -212,6 +252,9 @@ def test_what_a_template_cannot_do_is_said(tmp_path: Path, small: Tokenizer) -> 
         ("{% include '/etc/passwd' %}", "fails"),
         ("{% for i in range(10**9) %}x{% endfor %}", "fails"),
         ("{{ open('/etc/passwd') }}", "fails"),
+        ("Hello\0", "writes NUL or half a surrogate pair"),
+        ("{{ 'Hello\\x00' }}", "writes NUL or half a surrogate pair"),
+        ("{{ 'Hello\\ud83c' }}", "writes NUL or half a surrogate pair"),
     ],
 )
 def test_broken_and_prying_templates_are_named(

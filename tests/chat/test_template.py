@@ -358,6 +358,22 @@ def test_half_a_surrogate_pair_is_named(small: Tokenizer, message: Message, fiel
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    "fields",
+    [
+        {"name": f"f{HALF}"},
+        {"description": HALF},
+        {"parameters": {"type": "object", "properties": {HALF: {}}}},
+        {"parameters": {"type": "object", "properties": {"p": {"enum": ["a", HALF]}}}},
+    ],
+)
+def test_half_a_surrogate_pair_in_a_tool_is_named(small: Tokenizer, fields: dict) -> None:
+    tool = Tool(**{"name": "f", **fields})
+    with pytest.raises(InputError, match="surrogate") as caught:
+        prompt_ids(Request(model="m", messages=(HELPFUL,), tools=(WEATHER, tool)), small)
+    assert caught.value.field == "tools[1].function"
+
+
 def test_nul_and_all_other_characters_are_text_like_any(small: Tokenizer) -> None:
     text = "a\x00b\x7f\u2028\ufeff\U0010ffff🌙"
     ids = prompt_ids(Request(model="m", messages=(user(text),)), small)

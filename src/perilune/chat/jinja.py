@@ -17,12 +17,21 @@ import msgspec
 from perilune.chat.declaration import declare_typescript, plain_tools
 from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool, ToolCall, VideoPart
 from perilune.chat.model_files import COPY_AGAIN, read_bounded
-from perilune.chat.template import canonical_calls, is_partial, refuse_surrogates
+from perilune.chat.template import (
+    canonical_calls,
+    is_partial,
+    refuse_surrogates,
+    spelt,
+    video_pieces,
+)
 from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
 from perilune.errors import CheckpointError, ConfigError, InputError, UnsupportedInput
 
 TEMPLATE_FILE = "chat_template.jinja"
 LARGEST_TEMPLATE = 1 << 20
+VIDEO_PLACEHOLDER = "<|kimi_k25_video_placeholder|>"
+"""What templates write for a video. It is no token: the video's pieces take its place in the text."""
+NO_TEXT = re.compile("[\0\ud800-\udfff]")
 GUARD = "\ue0f5\uf8a1"
 """Put behind each character of a message that can begin a control token, while the template runs: so only
 what the template itself writes becomes control tokens. Nobody sends this pair of private characters."""
@@ -38,7 +47,7 @@ class JinjaTemplate:
     def __init__(self, source: str, path: Path) -> None:
         """Raises ConfigError without jinja2, CheckpointError for what is no template."""
         try:
-            from jinja2 import TemplateError
+            from jinja2 import TemplateError, nodes
             from jinja2.sandbox import ImmutableSandboxedEnvironment
         except ImportError as error:
             raise ConfigError(
@@ -53,9 +62,14 @@ class JinjaTemplate:
         environment.filters["tojson"] = _to_json
         environment.globals |= {"raise_exception": _raise, "strftime_now": _now}
         try:
-            self._template = environment.from_string(source)
+            parsed = environment.parse(source)
+            texts = [node.data for node in parsed.find_all(nodes.TemplateData)]
+            texts += [node.value for node in parsed.find_all(nodes.Const) if isinstance(node.value, str)]
+            self._template = environment.from_string(parsed)
         except (TemplateError, RecursionError) as error:
             raise self._wrong(f"is no template: {error}") from error
+        if any(NO_TEXT.search(text) for text in texts):
+            raise self._wrong("writes NUL or half a surrogate pair, which are no text")
 
     @classmethod
     def load(cls, folder: Path) -> Self:
@@ -73,8 +87,10 @@ class JinjaTemplate:
         thinking: bool,
         keep_thinking: bool = False,
         generate: bool = True,
+        video_times: Sequence[Sequence[str]] | None = None,
     ) -> str:
-        """Raises CheckpointError when the template fails."""
+        """Raises CheckpointError when the template fails, UnsupportedInput when it does not show as many
+        videos as there are in `video_times`."""
         given: dict[str, Any] = {
             "messages": [_message(message) for message in canonical_calls(messages)],
             "add_generation_prompt": generate,
@@ -84,35 +100,31 @@ class JinjaTemplate:
         if tools:
             given |= {"tools": plain_tools(tools), "tools_ts_str": declare_typescript(tools)}
         try:
-            return self._template.render(given)
+            text = self._template.render(given)
         except InputError:
             raise
         except Exception as error:
             raise self._wrong(f"fails: {type(error).__name__}: {error}") from error
+        return _with_videos(text, video_times or ())
 
     def prompt_ids(
         self, request: Request, tokenizer: Tokenizer, *, video_times: Sequence[Sequence[str]] | None = None
     ) -> list[int]:
         """Token ids of the prompt that this template makes; messages make no control tokens here either."""
-        if video_times:
-            raise UnsupportedInput(
-                "videos cannot be read under the checkpoint's own template",
-                field="messages.content",
-                mend='leave them out, or serve without `template = "jinja"`',
-            )
         if is_partial(request.messages):
             raise UnsupportedInput(
                 "a partial message cannot be gone on from under the checkpoint's own template",
                 field=f"messages[{len(request.messages) - 1}].partial",
                 mend='leave partial out, or serve without `template = "jinja"`',
             )
-        refuse_surrogates(request.messages)
+        refuse_surrogates(request)
         guards = {ord(name[0]): name[0] + GUARD for name in tokenizer.specials}
         text = self.render(
             msgspec.convert(_guarded(msgspec.to_builtins(request.messages), guards), tuple[Message, ...]),
             msgspec.convert(_guarded(msgspec.to_builtins(request.tools), guards), tuple[Tool, ...]),
             thinking=request.thinking,
             keep_thinking=request.keep_thinking,
+            video_times=video_times,
         )
         ids = _encode(text, tokenizer)
         marks = [tokenizer.special(THINK), tokenizer.special(END_THINK)]
@@ -149,6 +161,19 @@ def _encode(text: str, tokenizer: Tokenizer) -> list[int]:
         else:
             ids.extend(tokenizer.encode(part.replace(GUARD, "")))
     return ids
+
+
+def _with_videos(text: str, times: Sequence[Sequence[str]]) -> str:
+    """What a template wrote, with each video's pieces in its place."""
+    first, *rest = text.split(VIDEO_PLACEHOLDER)
+    if len(rest) != len(times):
+        raise UnsupportedInput(
+            f"the checkpoint's own template shows {len(rest)} of {len(times)} videos",
+            field="messages.content",
+            mend='leave videos out, or serve without `template = "jinja"`',
+        )
+    videos = (spelt(video_pieces(one)) for one in times)
+    return first + "".join(part for pair in zip(videos, rest, strict=True) for part in pair)
 
 
 # ---- what templates are given

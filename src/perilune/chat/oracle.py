@@ -108,6 +108,7 @@ def _rendered(template: JinjaTemplate, probe: Probe) -> str:
             thinking=probe.thinking,
             keep_thinking=probe.keep_thinking,
             generate=probe.generate,
+            video_times=probe.video_times,
         )
     except PeriluneError as error:
         return f"({error.message})"
@@ -121,6 +122,7 @@ def _ours(probe: Probe, variant: Variant) -> str:
         keep_thinking=probe.keep_thinking,
         generate=probe.generate,
         variant=variant,
+        video_times=probe.video_times,
     )
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 
-from perilune.chat.messages import ImagePart, Message, TextPart, Tool, ToolCall
+from perilune.chat.messages import ImagePart, Message, TextPart, Tool, ToolCall, VideoPart
 
 
 class Probe(msgspec.Struct, frozen=True, kw_only=True):
@@ -20,6 +20,7 @@ class Probe(msgspec.Struct, frozen=True, kw_only=True):
     thinking: bool = True
     keep_thinking: bool = False
     generate: bool = True
+    video_times: tuple[tuple[str, ...], ...] = ()
 
     @property
     def has_media(self) -> bool:
@@ -78,6 +79,7 @@ _SETTLED = (*_LOOP, _said("a1", "R2"), _user("u2"))
 _AFTER = (*_SETTLED, _said("", "R3", _F1), _returned(_F1, "r3"))
 _TALK = (_user("2+2?"), _said("4", "Sum."), _user("3+3?"))
 _PICTURE = ImagePart("data:image/png;base64,")
+_CLIP = VideoPart("data:video/mp4;base64,")
 
 
 def probes() -> tuple[Probe, ...]:
@@ -106,6 +108,11 @@ def _probes() -> Iterator[Probe]:
         ("text in parts", (Message(role="user", content=(TextPart("a"), TextPart("b\n"))),)),
     ):
         yield Probe(name=name, messages=messages)
+    yield Probe(
+        name="videos and a picture",
+        messages=(Message(role="user", content=(_CLIP, TextPart("or"), _PICTURE, _CLIP)),),
+        video_times=(("00:00:00.000", "00:00:02.000"), ("00:00:00.000",)),
+    )
     for name, messages in (("a question", _TALK[:1]), ("reasoning", _TALK), ("a loop", _AFTER)):
         yield Probe(name=f"{name}, instant", messages=messages, thinking=False)
         yield Probe(name=f"{name}, all reasoning kept", messages=messages, keep_thinking=True)

@@ -86,11 +86,24 @@ def render_text(
     keep_thinking: bool = False,
     generate: bool = True,
     variant: Variant = K26,
+    video_times: Sequence[Sequence[str]] | None = None,
 ) -> str:
-    """The prompt as text, for people: here a control token and its spelling look alike."""
-    pieces = render(
-        messages, tools, thinking=thinking, keep_thinking=keep_thinking, generate=generate, variant=variant
+    """The prompt of `render` as text, for people: here a control token and its spelling look alike."""
+    return spelt(
+        render(
+            messages,
+            tools,
+            thinking=thinking,
+            keep_thinking=keep_thinking,
+            generate=generate,
+            variant=variant,
+            video_times=video_times,
+        )
     )
+
+
+def spelt(pieces: Iterable[Piece]) -> str:
+    """The pieces as text, control tokens by their names."""
     return "".join(piece if isinstance(piece, str) else piece.name for piece in pieces)
 
 
@@ -112,11 +125,11 @@ def prompt_ids(
     *,
     video_times: Sequence[Sequence[str]] | None = None,
 ) -> list[int]:
-    """Token ids of the prompt of a request. Raises InputError naming a message that is no Unicode text.
+    """Token ids of the prompt of a request. Raises InputError naming what in it is no Unicode text.
 
     Where the model would write the first `<think>` itself it is put into the prompt all the same: it always
     comes, and whoever reads the answer then need not know."""
-    refuse_surrogates(request.messages)
+    refuse_surrogates(request)
     pieces = render(
         request.messages,
         request.tools,
@@ -131,20 +144,27 @@ def prompt_ids(
     return ids
 
 
-def refuse_surrogates(messages: Sequence[Message]) -> None:
+def refuse_surrogates(request: Request) -> None:
     """Raises InputError for a text that holds half a surrogate pair: it has no UTF-8, so no tokens."""
-    for position, message in enumerate(messages):
-        for name, text in _texts(message):
-            if not text.isascii() and SURROGATE.search(text):
-                raise InputError(
-                    "holds half a surrogate pair, which is no character",
-                    field=f"messages[{position}].{name}",
-                    mend="remove it or send the whole character",
-                )
+    for field, text in _texts(request):
+        if not text.isascii() and SURROGATE.search(text):
+            raise InputError(
+                "holds half a surrogate pair, which is no character",
+                field=field,
+                mend="remove it or send the whole character",
+            )
 
 
-def _texts(message: Message) -> Iterator[tuple[str, str]]:
-    """Every text of a message that a prompt shows, with the name of its field."""
+def _texts(request: Request) -> Iterator[tuple[str, str]]:
+    """Every text that a prompt shows, with the name of its field."""
+    for position, message in enumerate(request.messages):
+        for name, text in _texts_of(message):
+            yield f"messages[{position}].{name}", text
+    for place, tool in enumerate(request.tools):
+        yield f"tools[{place}].function", declare_json((tool,))
+
+
+def _texts_of(message: Message) -> Iterator[tuple[str, str]]:
     yield "name", message.name or ""
     yield "reasoning_content", message.reasoning or ""
     yield "tool_call_id", message.tool_call_id or ""
@@ -296,9 +316,13 @@ def _content(message: Message, times: list[Sequence[str]] | None) -> Iterator[Pi
                     raise UnsupportedInput("video is not supported here", field="messages.content")
                 if not times:
                     raise InputError("a video is not among the media", field="messages.content")
-                for time in times.pop(0):
-                    yield from (time, *_placeholder("video"))
-                yield "\n"
+                yield from (*video_pieces(times.pop(0)), "\n")
+
+
+def video_pieces(times: Sequence[str]) -> Iterator[Piece]:
+    """A video in a prompt, by the times at which its pieces begin: one placeholder for each."""
+    for time in times:
+        yield from (time, *_placeholder("video"))
 
 
 def _placeholder(kind: str) -> tuple[Piece, ...]:
