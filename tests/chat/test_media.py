@@ -153,7 +153,7 @@ def refused(*parts: TextPart | ImagePart | VideoPart) -> str:
         (clip(b"\0\0\0\x18ftypisom\0\0\0\0isommp42"), "cannot be read|no video stream"),
         (clip(b"\x1aE\xdf\xa3" + b"\0" * 100), "cannot be read|no video stream"),
         (clip(video(0)), "no frames|cannot be read|no video stream"),
-        (clip(video(20)[:1500]), "cannot be|fewer to decode|no video|not known"),
+        (clip(video(20)[:1500]), "cannot be|fewer to decode|no video|not read"),
     ],
 )  # fmt: skip
 def test_bad_media_is_refused_by_name(part: ImagePart | VideoPart, match: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import struct
 import sys
 import zlib
@@ -15,6 +16,7 @@ from perilune.errors import InputError
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 """Pillow's other readers are not offered strangers' files."""
+PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 MAX_PIXELS = 50_000_000
 MAX_RATIO = 200
 """Longer side to shorter. What is thinner would be shrunk to less than a patch of detail."""
@@ -22,6 +24,13 @@ MOST_READS = 300_000
 """Three or four to each of a file's parts."""
 MOST_HEAD_WORK = 10**10
 """Bytes copied when each part of the head is joined to all before: a second or two."""
+MOST_SCANNED_PIXELS = 10**9
+"""A JPEG's scans times its pixels. Each scan goes over the whole image, whatever little it brings: in a
+second or two so many pixels are gone over."""
+MOST_PACKED_NOTES = 50
+"""Of a PNG. Pillow unpacks each to up to 1 MB, profiles without an end to it."""
+_SCAN = re.compile(rb"\xff\xda\x00(?:\x08\x01|\x0a\x02|\x0c\x03|\x0e\x04)", re.DOTALL)
+_PACKED_NOTE = re.compile(rb"iCCP|zTXt|iTXt")
 BROKEN = (
     OSError,
     ValueError,
@@ -80,6 +89,11 @@ def decode_image(data: bytes, where: str) -> Pillow.Image:
             ) from error
 
 
+def scans(data: bytes) -> int:
+    """How many scans JPEG images within have, at most."""
+    return sum(1 for _ in _SCAN.finditer(data))
+
+
 def check_size(width: int, height: int, most: int, where: str) -> None:
     """Raises InputError for what is too large, too thin or nothing."""
     if width < 1 or height < 1:
@@ -115,6 +129,8 @@ def patches_of(pixels: np.ndarray, edge: int) -> np.ndarray:
 
 
 def _opened(data: bytes, where: str) -> Pillow.Image:
+    if data.startswith(PNG_HEAD) and len(_PACKED_NOTE.findall(data)) > MOST_PACKED_NOTES:
+        raise _cut_up(where)
     file = _Reader(data)
     try:
         image = Pillow.open(file, formats=FORMATS)
@@ -128,11 +144,13 @@ def _opened(data: bytes, where: str) -> Pillow.Image:
         ) from error
     except BROKEN as error:
         raise InputError(
-            f"is not an image of a known format ({', '.join(FORMATS)})",
+            f"is not an image of a known format ({', '.join(FORMATS)}), or its head is damaged",
             field=where,
-            mend="send the bytes of such a file",
+            mend="send the bytes of such a file, saved anew",
         ) from error
     check_size(*image.size, MAX_PIXELS, where)
+    if image.format in ("JPEG", "MPO") and scans(data) * image.width * image.height > MOST_SCANNED_PIXELS:
+        raise _cut_up(where)
     file.open_for_pixels()
     return image
 
