@@ -94,6 +94,9 @@ class Settings:
     """Introduce Kimi in conversations that begin without a system message, whatever the format says."""
     dtype: Literal["float32", "bfloat16"] = "float32"
     """Number format in which the engine computes."""
+    experts: Literal["auto", "memory", "files"] = "auto"
+    """Where the engine keeps routed experts: unpacked in memory, in the checkpoint's files (far slower), or
+    there only where memory is too small."""
     threads: int = field(default=0, metadata={"least": 0})
     """Threads of the engine; 0 lets it choose."""
     deterministic: bool = False

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import random
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
@@ -18,8 +19,10 @@ from perilune.engine.protocol import Chunk, EngineOptions, Generate, Stats, Voca
 from perilune.engine.scheduler import Part, Step
 from perilune.errors import ConfigError
 from perilune.model.attention import CausalAttention
-from perilune.model.text import TextDecoder
-from perilune.model.tiny import TINY, random_decoder
+from perilune.model.kernels.fixed_tiles import ROWS
+from perilune.model.load import load_model
+from perilune.model.text import Experts, TextDecoder
+from perilune.model.tiny import TINY, random_decoder, write_tiny_checkpoint
 
 NO_BYTES = Vocabulary(tokens=(), special_ids=(), eos_id=0)
 Logits = dict[tuple[int, int], bytes]
@@ -123,6 +126,16 @@ def test_no_schedule_changes_a_bit(shape: str) -> None:
     assert cached > 0
 
 
+def test_experts_in_their_files_give_the_bits_of_memory(tmp_path: Path) -> None:
+    write_tiny_checkpoint(tmp_path, seed=3)
+    calls = make_calls(random.Random(2), 6)
+    alone: Logits = {}
+    for call in calls:
+        alone |= run(load_model(tmp_path), options(), [call])[0]
+    from_files = load_model(tmp_path, experts="files")
+    assert run(from_files, options(max_batch_tokens=33), calls, random.Random(2))[0] == alone
+
+
 def test_the_usual_mode_would_not_pass() -> None:
     """Else the test above shows nothing."""
     draws = random.Random(1)
@@ -152,14 +165,17 @@ def test_it_is_the_same_function() -> None:
 
 def test_what_a_companion_computes_without_bound_stays_its_own() -> None:
     """An expert that overflows for one row must not reach the rows that did not choose it."""
-    from perilune.model.kernels.fixed_tiles import ROWS, routed_experts_fixed
-
-    x = torch.rand(ROWS, 4) + 1
-    gate_up, down = torch.randn(2, 6, 4), torch.randn(2, 4, 3)
-    gate_up[1] = 1e38
+    experts = Experts(
+        replace(TINY, n_routed_experts=2, hidden_size=4, moe_intermediate_size=3, quantization=None)
+    )
+    with torch.no_grad():
+        experts.gate_up_proj.normal_()[1] = 1e38
+        experts.down_proj.normal_()
+    experts.fixed_tiles = True
     chosen = torch.zeros(ROWS, 1, dtype=torch.int64)
     chosen[0] = 1
-    out = routed_experts_fixed(x, chosen, torch.ones(ROWS, 1), gate_up, down)
+    with torch.no_grad():
+        out = experts(torch.rand(ROWS, 4) + 1, chosen, torch.ones(ROWS, 1))
     assert not out[0].isfinite().all()
     assert out[1:].isfinite().all()
 

@@ -14,13 +14,15 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from perilune.errors import CheckpointError
+from perilune.model import load, memory
 from perilune.model.attention import CausalAttention
 from perilune.model.checkpoint import INDEX_NAME, Checkpoint
-from perilune.model.config import Int4, TextConfig, load_config
+from perilune.model.config import Int4, TextConfig, load_config, parse_config
 from perilune.model.content_hash import LIST_NAME
 from perilune.model.int4 import fake_quantise
 from perilune.model.layout import text_tensors
-from perilune.model.load import load_model
+from perilune.model.load import load_model, resident_bytes
+from perilune.model.shapes import SHAPES
 from perilune.model.text import TextDecoder
 from perilune.model.tiny import TINY, random_decoder, write_tiny_checkpoint
 from perilune.model.writer import write_checkpoint
@@ -262,13 +264,56 @@ def test_a_listed_file_that_is_gone_is_found(tmp_path: Path) -> None:
         load_model(tmp_path)
 
 
-def test_a_checkpoint_too_large_to_unpack_is_refused_before_reading(tmp_path: Path) -> None:
-    write_tiny_checkpoint(tmp_path)
-    document = json.loads((tmp_path / "config.json").read_text())
-    document["text_config"] |= {"n_routed_experts": 384, "hidden_size": 7168, "moe_intermediate_size": 2048}
-    (tmp_path / "config.json").write_text(json.dumps(document))
-    with pytest.raises(CheckpointError, match="unpacks at most 17 GB"):
+def test_a_checkpoint_too_large_for_memory_is_refused_before_reading(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    config = write_tiny_checkpoint(tmp_path)
+    whole, rest = resident_bytes(config, torch.float32)
+    assert rest < whole
+    monkeypatch.setattr(load, "free_memory", lambda: whole + load.LEFT_FREE - 1)
+    with pytest.raises(CheckpointError, match="is free") as caught:
         load_model(tmp_path)
+    assert 'experts = "files"' in str(caught.value.mend)
+    assert load_model(tmp_path, experts="files").experts_in_files
+    assert load_model(tmp_path, experts="auto").experts_in_files
+    monkeypatch.setattr(load, "free_memory", lambda: rest + load.LEFT_FREE - 1)
+    with pytest.raises(CheckpointError, match="is free") as caught:
+        load_model(tmp_path, experts="files")
+    assert "files" not in str(caught.value.mend)
+
+
+@pytest.mark.parametrize("free", [None, 10**12])
+def test_experts_lie_in_memory_where_it_suffices_or_is_not_known(
+    free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_checkpoint(tmp_path)
+    monkeypatch.setattr(load, "free_memory", lambda: free)
+    assert not load_model(tmp_path, experts="auto").experts_in_files
+    assert load_model(tmp_path, experts="files").experts_in_files
+
+
+def test_k26_needs_24_gb_beside_its_files() -> None:
+    assert resident_bytes(parse_config(SHAPES["k2.6"]()), torch.bfloat16) == (
+        2_052_816_464_896,
+        23_444_417_536,
+    )
+
+
+def test_a_container_leaves_no_more_than_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "meminfo").write_text("MemTotal:       4000 kB\nMemAvailable:   3000 kB\n")
+    monkeypatch.setattr(memory, "MEMINFO", tmp_path / "meminfo")
+    monkeypatch.setattr(memory, "CGROUP", tmp_path)
+    assert memory.free_memory() == 3_072_000
+    (tmp_path / "memory.max").write_text("max\n")
+    (tmp_path / "memory.current").write_text("900000\n")
+    assert memory.free_memory() == 3_072_000
+    (tmp_path / "memory.max").write_text("1000000\n")
+    (tmp_path / "memory.stat").write_text("active_file 7\ninactive_file 50000\n")
+    assert memory.free_memory() == 150_000
+    (tmp_path / "meminfo").unlink()
+    assert memory.free_memory() == 150_000
+    (tmp_path / "memory.max").unlink()
+    assert memory.free_memory() is None
 
 
 def test_group_size_other_than_32(tmp_path: Path) -> None:

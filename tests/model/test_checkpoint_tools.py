@@ -240,7 +240,7 @@ def test_a_list_of_hashes_that_leaves_the_folder_is_refused(tmp_path: Path) -> N
 @pytest.mark.parametrize("int4", [True, False])
 def test_experts_in_their_files_compute_the_same(int4: bool, tmp_path: Path) -> None:
     write_tiny_checkpoint(tmp_path, int4=int4)
-    mapped = load_model(tmp_path, experts_in_place=True)
+    mapped = load_model(tmp_path, experts="files")
     assert not any(".experts." in name and "shared" not in name for name in mapped.state_dict())
     assert (logits(mapped) - logits(load_model(tmp_path))).abs().max() < 1e-5
 

@@ -94,6 +94,7 @@ class EmbeddedBackend:
             max_sequences=settings.max_sequences,
             max_context=served.entry.context_length,
             threads=settings.threads or None,
+            experts=settings.experts,
             deterministic=settings.deterministic,
         )
         prompter = open_template(

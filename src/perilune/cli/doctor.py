@@ -97,11 +97,10 @@ def check_cpu() -> Check:
 
 
 def check_memory() -> Check:
-    total, free = (
-        int(_first_line("/proc/meminfo", rf"^{name}:\s*(\d+) kB") or 0) * 1024
-        for name in ("MemTotal", "MemAvailable")
-    )
-    if total == 0:
+    from perilune.model.memory import free_memory, meminfo
+
+    total, free = meminfo("MemTotal"), free_memory()
+    if total is None or free is None:
         return Check("memory", "warn", "not known on this system")
     detail = f"{_gb(free)} free of {_gb(total)}"
     if free < LEAST_MEMORY:

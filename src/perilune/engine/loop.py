@@ -85,6 +85,7 @@ class Engine:
                 f"{options.dtype} on the CPU, {plan.threads} thread{'s' * (plan.threads > 1)}",
                 f"latent cache of {plan.blocks * plan.block_size} tokens in blocks of {plan.block_size}",
                 "plain PyTorch kernels, absorbed latent attention",
+                *(("routed experts stay in their files",) if model.experts_in_files else ()),
                 *(("deterministic: fixed tiles",) if options.deterministic else ()),
                 *(("images and video",) if vision else ()),
             ),
@@ -95,7 +96,8 @@ class Engine:
         """Raises CheckpointError or ConfigError."""
         dtype = torch.bfloat16 if options.dtype == "bfloat16" else torch.float32
         folder = Path(options.checkpoint)
-        return cls(load_model(folder, dtype), options, vocabulary, load_vision(folder, dtype))
+        model = load_model(folder, dtype, experts=options.experts)
+        return cls(model, options, vocabulary, load_vision(folder, dtype))
 
     @property
     def busy(self) -> bool:

@@ -37,6 +37,8 @@ class EngineOptions(msgspec.Struct, frozen=True, kw_only=True):
     max_context: int | None = None
     """Lower the checkpoint's context length."""
     threads: int | None = None
+    experts: Literal["auto", "memory", "files"] = "auto"
+    """Routed experts unpacked in memory, in the checkpoint's files, or there only if memory is too small."""
     deterministic: bool = False
     """Fixed tiles: what else is computed changes no bit of a call's logits. Slower; float32 only."""
 

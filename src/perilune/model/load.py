@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -13,11 +14,14 @@ from perilune.model.config import TextConfig, load_config
 from perilune.model.content_hash import content_hash
 from perilune.model.layout import expert_shapes, text_parameters
 from perilune.model.mapped_experts import FLOATS, MappedExperts, expert_matrix
+from perilune.model.memory import free_memory, gb
 from perilune.model.text import MoE, TextDecoder
 
-MAX_LOADED_BYTES = 16 * 1024**3
-"""Most bytes of weights that are unpacked into memory. K2.6 itself would need 2,053 GB as BF16: running it
-from its packed experts is not in this build, and load_model says so."""
+Place = Literal["auto", "memory", "files"]
+"""Routed experts unpacked in memory, in their files, or there only where memory is too small."""
+
+LEFT_FREE = 1024**3
+"""Bytes that weights leave for everything else."""
 
 
 def load_model(
@@ -26,22 +30,22 @@ def load_model(
     *,
     device: torch.device | str = "cpu",
     latent_norm_eps: float | None = None,
-    experts_in_place: bool = False,
+    experts: Place = "memory",
 ) -> TextDecoder:
     """The decoder in evaluation mode, its weights as `dtype`; INT4 experts are dequantised here.
 
-    With `experts_in_place` they stay in their files instead, and a token reads those it is sent to: far
-    less memory, far more work per token (model/mapped_experts.py; CPU only).
+    As "files" they stay in their files instead, and a token reads those it is sent to: far less memory, far
+    more work per token (model/mapped_experts.py; CPU only).
     `decoder.content_hash` is the hash of what was read. Raises CheckpointError naming file or tensor.
     """
     folder = Path(folder)
     config = load_config(folder, latent_norm_eps=latent_norm_eps)
-    _refuse_too_large(config, dtype, experts_in_place)
+    in_files = experts_in_files(config, dtype, experts)
     identity = content_hash(folder)
     checkpoint = Checkpoint.open(folder)
     with torch.device("meta"):
         decoder = TextDecoder(config)
-    if experts_in_place:
+    if in_files:
         layers = [module for module in decoder.modules() if isinstance(module, MoE)]
         for moe, index in zip(layers, config.moe_layers, strict=True):
             moe.experts = MappedExperts(checkpoint, config, index)
@@ -69,19 +73,32 @@ def load_moe(checkpoint: Checkpoint, config: TextConfig, layer: int, dtype: torc
     return moe.requires_grad_(False).eval()
 
 
-def _refuse_too_large(config: TextConfig, dtype: torch.dtype, experts_in_place: bool) -> None:
-    parameters = text_parameters(config)
-    if experts_in_place:
-        expert = sum(rows * columns for rows, columns in expert_shapes(config).values())
-        parameters -= len(config.moe_layers) * config.n_routed_experts * expert
-    needed = parameters * dtype.itemsize
-    if needed > MAX_LOADED_BYTES:
-        raise CheckpointError(
-            f"needs {needed / 1e9:,.0f} GB as {str(dtype).removeprefix('torch.')}, "
-            f"this build unpacks at most {MAX_LOADED_BYTES / 1e9:,.0f} GB",
-            field="checkpoint",
-            mend="serve it with vLLM or SGLang and connect its URL, or use a smaller checkpoint",
-        )
+def experts_in_files(config: TextConfig, dtype: torch.dtype, experts: Place) -> bool:
+    """Whether routed experts stay in their files. Raises CheckpointError where the weights that must lie in
+    memory do not fit into what is free now."""
+    free = free_memory()
+    whole, rest = resident_bytes(config, dtype)
+    if free is None or whole + LEFT_FREE <= free:
+        return experts == "files"
+    if experts != "memory" and rest + LEFT_FREE <= free:
+        return True
+    needed, more = (whole, rest) if experts == "memory" else (rest, rest)
+    shrink = (
+        f', or leave routed experts in their files (experts = "files": {gb(more)})' if more < needed else ""
+    )
+    raise CheckpointError(
+        f"needs {gb(needed)} of memory as {str(dtype).removeprefix('torch.')}, {gb(free)} is free",
+        field="checkpoint",
+        mend=f"free memory{shrink}, or serve it with vLLM or SGLang and connect its URL",
+    )
+
+
+def resident_bytes(config: TextConfig, dtype: torch.dtype) -> tuple[int, int]:
+    """Bytes of weights in memory: with routed experts unpacked, and with those in their files."""
+    whole = text_parameters(config)
+    expert = sum(rows * columns for rows, columns in expert_shapes(config).values())
+    routed = len(config.moe_layers) * config.n_routed_experts * expert
+    return whole * dtype.itemsize, (whole - routed) * dtype.itemsize
 
 
 def _tensor(

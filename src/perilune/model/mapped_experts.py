@@ -13,6 +13,7 @@ from perilune.errors import CheckpointError
 from perilune.model.checkpoint import RESIDENT_BYTES, Checkpoint
 from perilune.model.config import TextConfig
 from perilune.model.int4 import dequantise
+from perilune.model.kernels.fixed_tiles import routed_experts_fixed
 from perilune.model.layout import expert_shapes
 
 FLOATS = ("BF16", "F16", "F32")
@@ -26,18 +27,24 @@ class MappedExperts(nn.Module):
         self._checkpoint = checkpoint
         self._config = config
         self._prefix = f"model.layers.{layer}.mlp.experts."
+        self.fixed_tiles = False
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x [n, hidden], chosen and weights [n, k] -> [n, hidden]. Raises CheckpointError."""
+        if self.fixed_tiles:
+            return routed_experts_fixed(x, chosen, weights, self._expert)
         out = torch.zeros_like(x)
         for expert in sorted(set(chosen.flatten().tolist())):
             rows, places = (chosen == expert).nonzero(as_tuple=True)
-            some = x[rows]
-            inner = F.silu(self._times(some, expert, "gate_proj")) * self._times(some, expert, "up_proj")
-            answer = self._times(inner, expert, "down_proj")
+            answer = self._expert(x[rows], expert)
             out.index_add_(0, rows, answer * weights[rows, places, None].to(answer.dtype))
-            self._checkpoint.forget(RESIDENT_BYTES)
         return out
+
+    def _expert(self, x: Tensor, expert: int) -> Tensor:
+        inner = F.silu(self._times(x, expert, "gate_proj")) * self._times(x, expert, "up_proj")
+        answer = self._times(inner, expert, "down_proj")
+        self._checkpoint.forget(RESIDENT_BYTES)
+        return answer
 
     def _times(self, x: Tensor, expert: int, part: str) -> Tensor:
         matrix = expert_matrix(self._checkpoint, self._config, f"{self._prefix}{expert}.", part)

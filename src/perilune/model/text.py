@@ -25,6 +25,7 @@ from perilune.model.int4 import fake_quantise
 from perilune.model.kernels.experts import routed_experts
 from perilune.model.kernels.fixed_tiles import routed_experts_fixed
 from perilune.model.kernels.rms_norm import rms_norm
+from perilune.model.mapped_experts import MappedExperts
 from perilune.model.rotary import Rotary, rotate
 
 
@@ -81,14 +82,18 @@ class TextDecoder(nn.Module):
         Gradients pass straight through the rounding.
         """
         for module in self.modules():
-            if isinstance(module, Experts):
+            if isinstance(module, Experts | MappedExperts):
                 module.int4_group_size = group_size
+
+    @property
+    def experts_in_files(self) -> bool:
+        return any(isinstance(module, MappedExperts) for module in self.modules())
 
     def compute_in_fixed_tiles(self) -> None:
         """From now on every forward has fixed_tiles.ROWS rows, and a row's neighbours change none of its
         bits. Give it a FixedTileAttention."""
         for module in self.modules():
-            if isinstance(module, Experts):
+            if isinstance(module, Experts | MappedExperts):
                 module.fixed_tiles = True
 
 
@@ -238,8 +243,15 @@ class Experts(nn.Module):
 
     def forward(self, x: Tensor, chosen: Tensor, weights: Tensor) -> Tensor:
         """x [n, hidden], chosen and weights [n, k] -> [n, hidden]."""
-        compute = routed_experts_fixed if self.fixed_tiles else routed_experts
-        return compute(x, chosen, weights, *self.weights())
+        gate_up, down = self.weights()
+        if not self.fixed_tiles:
+            return routed_experts(x, chosen, weights, gate_up, down)
+
+        def expert(x: Tensor, number: int) -> Tensor:
+            gate, up = F.linear(x, gate_up[number]).chunk(2, dim=-1)
+            return F.linear(F.silu(gate) * up, down[number])
+
+        return routed_experts_fixed(x, chosen, weights, expert)
 
 
 class MoE(nn.Module):

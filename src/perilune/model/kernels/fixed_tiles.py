@@ -9,8 +9,9 @@ all other operations get ROWS rows too (engine/runner.py).
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 ROWS = 32
@@ -20,14 +21,18 @@ TILES_AT_ONCE = 64
 """Tiles whose scores live at once, besides what all of them leave: 512 KB."""
 
 
-def routed_experts_fixed(x: Tensor, chosen: Tensor, weights: Tensor, gate_up: Tensor, down: Tensor) -> Tensor:
-    """Twin of routed_experts for x [ROWS, h]: an expert that any row chose computes all rows; what a row did
-    not choose is left out, not weighed by zero: it might be infinite."""
+def routed_experts_fixed(
+    x: Tensor, chosen: Tensor, weights: Tensor, expert: Callable[[Tensor, int], Tensor]
+) -> Tensor:
+    """x [ROWS, h], chosen and weights [ROWS, k] -> [ROWS, h], where `expert` computes rows by one expert.
+
+    An expert that any row chose computes all rows; what a row did not choose is left out, not weighed by
+    zero: it might be infinite.
+    """
     out = torch.zeros_like(x)
-    for expert in sorted(set(chosen.flatten().tolist())):
-        gate, up = F.linear(x, gate_up[expert]).chunk(2, dim=-1)
-        answer = F.linear(F.silu(gate) * up, down[expert])
-        mine = chosen == expert
+    for number in sorted(set(chosen.flatten().tolist())):
+        answer = expert(x, number)
+        mine = chosen == number
         share = (weights * mine).sum(dim=-1, keepdim=True).to(x.dtype)
         out = torch.where(mine.any(dim=-1, keepdim=True), out + answer * share, out)
     return out
