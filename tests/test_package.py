@@ -36,9 +36,7 @@ def closure(names: list[str]) -> set[str]:
             waiting += [Requirement(one) for one in metadata.requires(name) or []]
         for extra in wanted.extras:
             inner = [Requirement(one) for one in metadata.requires(name) or []]
-            waiting += [
-                one for one in inner if one.marker and one.marker.evaluate({"extra": extra, **elsewhere})
-            ]
+            waiting += [one for one in inner if one.marker and one.marker.evaluate({"extra": extra})]
     return found
 
 

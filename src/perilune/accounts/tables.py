@@ -3,9 +3,10 @@
 An *account* is a pot of money with an optional budget; every project has one and every key has one, and a
 call reserves and spends in both. `spent` and `reserved` are kept up in the same transaction as the row of
 the request that moves them, and `accounts/books.py` proves that they agree. A *wallet* is what an
-organisation has paid in (`cash`) and was granted (`voucher`); its *entries* say how. A request with `prepaid`
-took its charge from the wallet, `from_voucher` of it from the grants. A web search is a request without tokens
-that counts as one of `searches`. *Carried* are the sums of requests of closed months whose rows were deleted.
+organisation has paid in (`cash`) and was granted (`voucher`); its *entries* say how. A request with
+`prepaid` took its charge from the wallet, `from_voucher` of it from the grants. A web search is a request
+without tokens that counts as one of `searches`. *Carried* are the sums of requests of closed months whose
+rows were deleted.
 All money is integer nano-USD, all times are milliseconds since 1970.
 """
 
