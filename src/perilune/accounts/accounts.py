@@ -100,16 +100,25 @@ class Accounts:
         """Request id -> its place in the limits, while the call runs."""
 
     @classmethod
-    def open(cls, home: Path, settings: Settings, clock: Callable[[], float] = time.time) -> Self:
+    def open(
+        cls,
+        home: Path,
+        settings: Settings,
+        clock: Callable[[], float] = time.time,
+        *,
+        close_orphans: bool = True,
+    ) -> Self:
         """Open HOME/accounts.db, close what a dead process left open, write keys.json at the first start.
 
+        Without `close_orphans` the books are left as they are found, to be proved: no call may be made then.
         Raises ConfigError (price book, tiers, key secret), StoreError."""
         prices, tiers = PriceBook.load(settings), TierBook.load(settings)
         later = SYNC_EVERY_S if settings.ledger_durability == "crash" else 0.0
         store = Store(home / DATABASE, SCHEMA, sync_every_s=later)
         try:
             accounts = cls(home, store, settings, prices, tiers, clock)
-            accounts.ledger.close_orphans()
+            if close_orphans:
+                accounts.ledger.close_orphans()
             accounts.ensure_keys_file()
             accounts.keyring.load()
             accounts.organisations.load()

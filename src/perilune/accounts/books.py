@@ -1,4 +1,5 @@
-"""The proof that the books agree: rows with prices, accounts and wallets with rows and entries.
+"""The proof that the books agree: rows with prices, accounts and wallets with rows and entries, entries with
+the audit.
 
 Every sum is one SQL statement, so it sees one moment, even beside a server that goes on writing; settled
 rows, which never change, are looked at a page at a time. Rows that were folded into sums
@@ -7,6 +8,8 @@ rows, which never change, are looked at a page at a time. Rows that were folded 
 
 from __future__ import annotations
 
+import json
+from contextlib import suppress
 from datetime import date
 from typing import Any
 
@@ -22,9 +25,11 @@ def verify(source: Source) -> tuple[str, ...]:
     """Every disagreement in words; none when the books are right."""
     return (
         *_wrong_charges(source),
+        *_wrong_open(source),
         *_wrong_sums(source),
         *_wrong_accounts(source),
         *_wrong_wallets(source),
+        *_entries_without_act(source),
         *audit.broken_links(source),
     )
 
@@ -41,6 +46,15 @@ def _wrong_charges(source: Source) -> list[str]:
                 wrong.append(f"request {request_id} took {granted} of its charge {charge} from vouchers")
         rows = _settled_page(source, rows[-1][0])
     return wrong
+
+
+def _wrong_open(source: Source) -> list[str]:
+    """An open row has moved nothing but reservations."""
+    rows = source.read(
+        """SELECT id, charge FROM request
+        WHERE outcome = 'open' AND (charge <> 0 OR from_voucher <> 0 OR settled_ms IS NOT NULL)"""
+    )
+    return [f"request {request_id} is open and charged {charge}" for request_id, charge in rows]
 
 
 def _due(columns: list[Any]) -> int:
@@ -62,17 +76,18 @@ def _settled_page(source: Source, after: str) -> list[tuple[Any, ...]]:
 def _wrong_sums(source: Source) -> list[str]:
     """A sum's charge is that of its calls, each of which was rounded up by less than one."""
     rows = source.read(
-        """SELECT c.month, c.key_id, c.model, c.calls, c.charge, c.uncached, c.cached, c.output, c.searches,
-            p.name, p.input, p.cached_input, p.output, p.search
+        """SELECT c.month, c.key_id, c.model, c.calls, c.charge, c.from_cash, c.from_voucher,
+            c.uncached, c.cached, c.output, c.searches, p.name, p.input, p.cached_input, p.output, p.search
         FROM carried c JOIN price_version p ON p.id = c.price_id"""
     )
     wrong = []
-    for month, key_id, model, calls, charge, *rest in rows:
+    for month, key_id, model, calls, charge, cash, voucher, *rest in rows:
         due = _due(rest)
-        if not due <= charge <= due + calls:
-            wrong.append(
-                f"the sum of {month}, key {key_id}, {model} is charged {charge}, what it used costs {due}"
-            )
+        name = f"the sum of {month}, key {key_id}, {model}"
+        if calls < 1 or not due <= charge <= due + calls:
+            wrong.append(f"{name} is charged {charge} for {calls} calls, what they used costs {due}")
+        if min(cash, voucher) < 0 or cash + voucher > charge:
+            wrong.append(f"{name} took {cash} of its charge {charge} from cash and {voucher} from vouchers")
     return wrong
 
 
@@ -126,3 +141,24 @@ def _wrong_wallets(source: Source) -> list[str]:
             if kept != due:
                 wrong.append(f"organisation {number} has {name} {kept}, its entries and requests say {due}")
     return wrong
+
+
+def _entries_without_act(source: Source) -> list[str]:
+    """An entry and its line of the audit are written in one transaction. Entries are read first: what is
+    entered meanwhile has its line already."""
+    entries = source.read("SELECT id, organisation_id, kind, cash, voucher, reference FROM entry ORDER BY id")
+    acts = {_entered(*row) for row in source.read("SELECT act, detail FROM audit")}
+    return [
+        f"entry {number} of organisation {entry[0]} has no line in the audit"
+        for number, *entry in entries
+        if tuple(entry) not in acts
+    ]
+
+
+def _entered(act: str, text: str) -> tuple[object, ...]:
+    """The entry that a line of the audit tells of. Of damaged lines `audit.broken_links` tells."""
+    detail: dict[str, object] = {}
+    with suppress(ValueError):
+        detail = json.loads(text)
+    sums = (detail.get("cash"), detail.get("voucher"), detail.get("reference"))
+    return (detail.get("organisation"), act.removeprefix("account."), *sums)

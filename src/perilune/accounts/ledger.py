@@ -31,6 +31,7 @@ from perilune.accounts.rows import (
 )
 from perilune.accounts.settling import Ending, Held, close, close_abandoned, close_found, close_orphans
 from perilune.accounts.wallet import Prepaid
+from perilune.errors import StoreError
 from perilune.store import Store
 
 
@@ -134,7 +135,13 @@ class Ledger:
         The prompt, as it was guessed, is billed as fresh input, for the endpoint most likely read it; what
         came back is unknown and not billed. The row says that it is an estimate."""
         now = self._now()
-        return self._store.write_now(lambda connection: close_orphans(connection, now))
+        try:
+            return self._store.write_now(lambda connection: close_orphans(connection, now))
+        except sqlite3.IntegrityError as error:
+            raise StoreError(
+                f"the books do not agree, so the calls that were left open cannot be closed: {error}",
+                mend="`perilune ledger verify` says where; restore accounts.db from a backup",
+            ) from error
 
     def row(self, request_id: str) -> UsageRow | None:
         return find_row(self._store, request_id)

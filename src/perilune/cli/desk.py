@@ -31,8 +31,9 @@ PAGE = 1000
 
 
 @contextmanager
-def open_desk(settings: Settings) -> Iterator[Desk]:
+def open_desk(settings: Settings, *, as_found: bool = False) -> Iterator[Desk]:
     """If nobody owns HOME, own it; if a server does, speak to its admin door, and without one only read.
+    With `as_found`, calls that a dead process left open stay so.
 
     Raises HomeLocked for a change that nobody can make now, ConfigError, StoreError."""
     from perilune.accounts.accounts import Accounts
@@ -40,7 +41,10 @@ def open_desk(settings: Settings) -> Iterator[Desk]:
 
     holder = home_holder(settings.home)
     if holder is None:
-        with HomeLock(settings.home, "accounts"), Accounts.open(settings.home, settings) as accounts:
+        with (
+            HomeLock(settings.home, "accounts"),
+            Accounts.open(settings.home, settings, close_orphans=not as_found) as accounts,
+        ):
             yield _local(accounts)
     elif holder.admin:
         yield _remote(holder.admin, _admin_key(settings))
