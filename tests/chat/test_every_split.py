@@ -196,6 +196,7 @@ PITFALLS = {
     "9.1 blank content before calls": "pitfall: blanks before calls",
     "9.1 trailing blanks of reasoning": "trailing blanks, text, two calls",
     "9.1 the singular section": "pitfall: singular section",
+    "9.1 the singular section in open thinking": "pitfall: think left open before a singular section",
     "9.1 several markers in one piece": "pitfall: end and begin bundled",
     "9.2 functions.NAME:IDX": "instant, no text, one call",
     "9.2 NAME:0": "pitfall: id with no functions",

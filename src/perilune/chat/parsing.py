@@ -164,7 +164,7 @@ class StreamParser:
         self._write(self._decoder.decode(b"", final=True))
         match self._state:
             case _State.REASONING:
-                self._held = ""
+                self._finish_thinking(before_calls=to not in (_State.CONTENT, _State.DONE))
             case _State.CONTENT:
                 self._finish_text(before_calls=to is not _State.DONE)
             case _State.ARGUMENTS:
@@ -188,10 +188,12 @@ class StreamParser:
         if not text:
             return
         match self._state:
-            case _State.REASONING:
-                self._write_thinking(text)
-            case _State.CONTENT if text.isspace() and self._held[-1:].isspace():
+            case _State.REASONING | _State.CONTENT if text.isspace() and self._held[-1:].isspace():
+                # What is held is not looked through again: a model that writes blanks without end must not
+                # cost more and more for each.
                 self._held += text
+            case _State.REASONING:
+                self._write_thinking(self._held + text)
             case _State.CONTENT:
                 self._write_text(self._held + text)
             case _State.BETWEEN | _State.HEADER:
@@ -200,21 +202,23 @@ class StreamParser:
                 self._write_arguments(text)
 
     def _write_thinking(self, text: str) -> None:
-        """Show the thinking but for blanks at its end. Only new text is looked through, never what is held: a
-        model that writes blanks without end must not cost more and more for each."""
-        shown = text.rstrip()
-        if not shown:
-            self._held += text
-            return
-        self._emit(ThinkingDelta(self._held + shown))
+        """Show the thinking but for blanks at its end, and what may become MISSPELT_SECTION."""
+        shown = text[: _settled(text)].rstrip()
         self._held = text[len(shown) :]
+        if shown:
+            self._emit(ThinkingDelta(shown))
+
+    def _finish_thinking(self, *, before_calls: bool) -> None:
+        text = self._held.rstrip()
+        if before_calls:
+            text = text.removesuffix(MISSPELT_SECTION).rstrip()
+        if text:
+            self._emit(ThinkingDelta(text))
+        self._held = ""
 
     def _write_text(self, text: str) -> None:
         """Show the text but for blanks before anything else, and what may become MISSPELT_SECTION."""
-        start = text.rfind("<")
-        tail = text[start:] if start >= 0 else ""
-        held = MISSPELT_SECTION.startswith(tail) or tail.rstrip() == MISSPELT_SECTION
-        shown = text[: len(text) - len(tail)] if held else text
+        shown = text[: _settled(text)]
         if not self._has_text and not shown.strip():
             self._held = text
             return
@@ -287,3 +291,11 @@ class StreamParser:
     def _drain(self) -> list[Event]:
         events, self._events = self._events, []
         return events
+
+
+def _settled(text: str) -> int:
+    """How much of the text is text whatever follows: the rest may become MISSPELT_SECTION before a call."""
+    start = text.rfind("<")
+    tail = text[start:] if start >= 0 else ""
+    held = MISSPELT_SECTION.startswith(tail) or tail.rstrip() == MISSPELT_SECTION
+    return len(text) - len(tail) if held else len(text)
