@@ -22,6 +22,7 @@ from nano.probe import prompt_hash
 from nano.shape import config_for
 from nano.train import INT4_FROM
 from perilune.agent.profiles import profile_hash
+from perilune.backends.served import K26_SAMPLING
 from perilune.chat.tokenizer import Tokenizer
 from perilune.model.content_hash import content_hash, write_list
 from perilune.model.writer import write_checkpoint
@@ -55,7 +56,8 @@ def entry(identity: str, training: dict[str, Any]) -> dict[str, Any]:
         "context_length": CONTEXT,
         "max_output_tokens": OUTPUT,
         "sampling": {"temperature_thinking": 0.0, "temperature_instant": 0.0, "top_p": 1.0},
-        "sampling_policy": "open",
+        "accepted": dict(K26_SAMPLING),
+        "sampling_policy": "strict",
         "price": "kimi-k2.6",
         "licence": "Apache-2.0",
         "profiles": {name: profile_hash(name) for name in PROFILES},

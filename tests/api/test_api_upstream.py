@@ -6,6 +6,7 @@ from contextlib import aclosing
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from api_server import Endless, serving, talker
 
@@ -17,7 +18,7 @@ from perilune.backends.base import complete
 from perilune.backends.choose import open_backend
 from perilune.backends.connect import probe
 from perilune.backends.metered import MeteredBackend
-from perilune.backends.scripted import ScriptedBackend
+from perilune.backends.scripted import ScriptedBackend, scripted_entry
 from perilune.chat.messages import Message, Request, Tool
 from perilune.errors import BackendAuth
 from perilune.settings import Settings
@@ -53,15 +54,19 @@ async def test_an_answer_passes_through_unchanged(tmp_path: Path, request_: Requ
         assert api.rows() == ["finished"]
 
 
-async def test_a_rename_over_the_wire(tmp_path: Path) -> None:
+@pytest.mark.parametrize("policy", ["open", "clamp", "strict"])
+async def test_a_rename_over_the_wire(tmp_path: Path, policy: str) -> None:
+    """The rename profile's own temperature is not sent where the far side would refuse it."""
+    far = msgspec.structs.replace(scripted_entry(), sampling_policy=policy, sampling={"top_p": 0.5})
     work = tmp_path / "work"
     work.mkdir()
     (work / "a.py").write_text("foo = 1\n" * 6)
-    async with serving(tmp_path / "far", ScriptedBackend()) as api:
+    async with serving(tmp_path / "far", ScriptedBackend(entry=far)) as api:
         near = Settings(home=tmp_path / "near", model_url=api.url, model_key=api.key)
         backend = await open_backend(near)
         (entry,) = await backend.models()
         assert (entry.goals, entry.subagent_profile, entry.context_length) == ("rename", "rename", 8192)
+        assert (entry.sampling_policy, entry.sampling["top_p"]) == (policy, 0.5)
         result = await run_agent(
             backend, "rename", "Rename foo to bar.", "a.py", DirectoryWorkspace(work), model=entry.id
         )

@@ -17,7 +17,14 @@ import pytest_asyncio
 from perilune.backends.base import complete
 from perilune.backends.embedded import EmbeddedBackend
 from perilune.backends.grammar import TOOL_MARKERS
-from perilune.backends.served import effective_sampling, model_folder, served_model
+from perilune.backends.served import (
+    Sampling,
+    accepted_sampling,
+    effective_sampling,
+    model_folder,
+    own_sampling,
+    served_model,
+)
 from perilune.chat.messages import (
     Completion,
     Event,
@@ -350,12 +357,18 @@ async def test_any_other_folder_has_a_sensible_entry(folder: Path, tmp_path: Pat
     assert (entry.context_length, entry.max_output_tokens, entry.goals) == (262144, 32768, "any")
     assert effective_sampling(plain(temperature=None), entry).temperature == 0.6
     assert effective_sampling(plain(temperature=None, thinking=True), entry).temperature == 1.0
-    with pytest.raises(InputError, match=r"only 0\.6 is allowed"):
-        effective_sampling(plain(temperature=0.0), entry)
-    clamped = msgspec.structs.replace(entry, sampling_policy="clamp")
-    assert effective_sampling(plain(temperature=0.0, top_p=0.5), clamped).top_p == 0.95
-    opened = msgspec.structs.replace(entry, sampling_policy="open")
-    assert effective_sampling(plain(temperature=0.0, top_p=0.5), opened).top_p == 0.5
+    # The policy is the API's: what this process asks for itself is computed.
+    assert effective_sampling(plain(temperature=0.0, top_p=0.5), entry) == Sampling(0.0, 0.5)
+    assert accepted_sampling(entry, thinking=False) == Sampling(0.6, 0.95)
+
+
+async def test_the_bundled_model_computes_greedily_under_k26_s_rules(tmp_path: Path) -> None:
+    settings = Settings(home=tmp_path)
+    entry = served_model(settings, model_folder(settings), 4096).entry
+    assert (entry.id, entry.sampling_policy) == ("perilune-nano", "strict")
+    for thinking, temperature in ((True, 1.0), (False, 0.6)):
+        assert own_sampling(entry, thinking) == Sampling(0.0, 1.0)
+        assert accepted_sampling(entry, thinking) == Sampling(temperature, 0.95)
 
 
 async def test_a_folder_that_is_none_and_a_broken_card(tmp_path: Path) -> None:

@@ -23,6 +23,7 @@ from perilune.api.http import ClientGone, read_json_body, send_json
 from perilune.api.models import Catalogue
 from perilune.api.policy import check_history, fit
 from perilune.api.presence import ClientPresent
+from perilune.api.sampling import Adjusted, hold_length, hold_sampling
 from perilune.api.web_search import Answer, WebSearch
 from perilune.backends.base import Backend
 from perilune.backends.metered import MeteredBackend
@@ -57,27 +58,34 @@ class ChatCompletions:
             check_history(call.request)
         resolved = await resolve(call.request, self._files, principal.project_id)
         searched = await self._search.for_model(resolved, principal)
-        request = fit(searched, entry, principal.cache_salt)
+        adjusted = Adjusted()
+        held = hold_sampling(searched, call.unserved, entry, adjusted)
+        request = fit(held, entry, principal.cache_salt)
         request_id = request_id_of(scope)
-        metered = MeteredBackend(self._backend, self._accounts, principal)
+        metered = MeteredBackend(
+            self._backend,
+            self._accounts,
+            principal,
+            on_quote=lambda quote: hold_length(request, quote, adjusted),
+        )
         answer = self._search.answer(resolved, request, metered, principal, request_id)
         answer_id, created = f"chatcmpl-{request_id}", int(time.time())
         if call.stream:
             encoder = ChunkEncoder(
                 id=answer_id, model=name, created=created, include_usage=call.include_usage
             )
-            await _stream(answer, encoder, receive, send)
+            await _stream(answer, encoder, receive, EventStream(send, adjusted.headers))
             return
         assembler = Assembler()
         async with ClientPresent(receive), aclosing(answer):
             async for event in answer:
                 assembler.add(event)
         completion = assembler.completion()
-        await send_json(send, encode_completion(completion, id=answer_id, model=name, created=created))
+        body = encode_completion(completion, id=answer_id, model=name, created=created)
+        await send_json(send, body, headers=adjusted.headers())
 
 
-async def _stream(answer: Answer, encoder: ChunkEncoder, receive: Receive, send: Send) -> None:
-    out = EventStream(send)
+async def _stream(answer: Answer, encoder: ChunkEncoder, receive: Receive, out: EventStream) -> None:
     last = b""
     try:
         async with ClientPresent(receive), out, aclosing(answer):

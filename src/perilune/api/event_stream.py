@@ -4,30 +4,31 @@ for dead on which nothing moves while a long prompt is read."""
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from starlette.types import Message, Send
+from starlette.types import Send
+
+from perilune.api.http import Headers
 
 QUIET_S = 15.0
 COMMENT = b": still working\n\n"
-START: Message = {
-    "type": "http.response.start",
-    "status": 200,
-    "headers": [
-        (b"content-type", b"text/event-stream; charset=utf-8"),
-        (b"cache-control", b"no-cache, no-transform"),
-        (b"x-accel-buffering", b"no"),
-    ],
-}
+HEADERS: Headers = [
+    (b"content-type", b"text/event-stream; charset=utf-8"),
+    (b"cache-control", b"no-cache, no-transform"),
+    (b"x-accel-buffering", b"no"),
+]
 
 
 class EventStream:
     """`async with` it while events are waited for; `end` after that. It begins with what is written first,
     so until then, or the first silence, an error can still have a status of its own."""
 
-    def __init__(self, send: Send) -> None:
+    def __init__(self, send: Send, more_headers: Callable[[], Headers]) -> None:
+        """`more_headers` is asked when the stream begins."""
         self._send = send
+        self._more_headers = more_headers
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._comment: asyncio.Task[None] | None = None
@@ -56,7 +57,8 @@ class EventStream:
     async def _begin(self) -> None:
         if not self.started:
             self.started = True
-            await self._send(dict(START))
+            headers = [*HEADERS, *self._more_headers()]
+            await self._send({"type": "http.response.start", "status": 200, "headers": headers})
 
     def _look(self) -> None:
         silence = self._loop.time() - self._since

@@ -10,6 +10,7 @@ from starlette.types import Receive, Scope, Send
 from perilune.api.http import send_json
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.router import find_entry
+from perilune.backends.served import accepted_values
 
 
 class Catalogue:
@@ -46,6 +47,8 @@ class Catalogue:
                 "orchestrator_profile": entry.orchestrator_profile,
                 "subagent_profile": entry.subagent_profile,
                 "max_output_tokens": entry.max_output_tokens,
+                "sampling_policy": entry.sampling_policy,
+                "accepted": accepted_values(entry),
             },
         }
 

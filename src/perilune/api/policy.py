@@ -6,7 +6,6 @@ import msgspec
 
 from perilune.api.schemas import SchemaRules
 from perilune.backends.base import ModelEntry
-from perilune.backends.served import effective_sampling
 from perilune.chat.messages import ImagePart, Message, Request, VideoPart
 from perilune.errors import InputError, UnsupportedInput
 
@@ -14,15 +13,11 @@ _schemas = SchemaRules()
 
 
 def fit(request: Request, entry: ModelEntry, cache_salt: str) -> Request:
-    """The request under the model's own id, held to the model's own sampling where its policy is not `open`,
-    and to the Moonshot flavour of schemas, whatever backend serves it.
+    """The request under the model's own id, its schemas held to the Moonshot flavour, whatever backend serves
+    it.
 
-    Raises UnsupportedInput for media that the model does not take, InputError for sampling and schemas that
-    it refuses."""
+    Raises UnsupportedInput for media that the model does not take, InputError for schemas that it refuses."""
     _check_media(request.messages, entry)
-    if entry.sampling_policy != "open":
-        sampling = effective_sampling(request, entry)
-        request = msgspec.structs.replace(request, temperature=sampling.temperature, top_p=sampling.top_p)
     request = _schemas.fit(request, entry)
     return msgspec.structs.replace(request, model=entry.id, cache_salt=cache_salt)
 

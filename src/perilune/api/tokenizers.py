@@ -11,6 +11,7 @@ from perilune.api.file_store import FileStore
 from perilune.api.http import read_json_body, send_json
 from perilune.api.models import Catalogue
 from perilune.api.policy import fit
+from perilune.api.sampling import Adjusted, hold_sampling
 from perilune.api.web_search import WebSearch
 from perilune.backends.base import Backend
 from perilune.backends.metered import MeteredBackend
@@ -40,6 +41,7 @@ class EstimateTokens:
         entry = await self._catalogue.find(call.request.model)
         resolved = await resolve(call.request, self._files, principal.project_id)
         searched = await self._search.for_model(resolved, principal)
-        request = fit(searched, entry, principal.cache_salt)
+        held = hold_sampling(searched, call.unserved, entry, adjusted := Adjusted())
+        request = fit(held, entry, principal.cache_salt)
         quote = await MeteredBackend(self._backend, self._accounts, principal).quote(request)
-        await send_json(send, {"data": {"total_tokens": quote.prompt_estimate}})
+        await send_json(send, {"data": {"total_tokens": quote.prompt_estimate}}, headers=adjusted.headers())

@@ -25,9 +25,15 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """About how much text one token holds; for estimates only."""
     modalities: tuple[str, ...] = ("text",)
     sampling: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """Effective sampling when the request names none: temperature_thinking, temperature_instant, top_p."""
+    """Effective sampling, what is computed with unless a call of ours or the policy `open` says otherwise:
+    temperature_thinking, temperature_instant, top_p. What is not named is K2.6's."""
+    accepted: Mapping[str, Any] = msgspec.field(default_factory=dict)
+    """What clients may send for them under `strict`. What is not named is as in `sampling`."""
     sampling_policy: str = "open"
-    """`strict` refuses other values as the hosted API does, `clamp` replaces them, `open` honours them."""
+    """Of the API's door: `strict` refuses other values as the hosted API does, `clamp` replaces them and
+    says so, `open` honours them. Calls that this process makes itself are not held to it."""
+    fixed_sampling: bool = False
+    """The endpoint behind it computes with its own sampling and may refuse any other: none is sent there."""
     schema_policy: str = "repair"
     """`strict` refuses schemas that are not Moonshot-flavoured, `repair` mends them."""
     price: str = "kimi-k2.6"

@@ -8,7 +8,7 @@ that were left in the text must be known of beforehand.
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -25,6 +25,7 @@ OPTIONAL_FIELDS = (
     "parallel_tool_calls",
 )
 """Left out when an endpoint refuses a call with their name: none changes what an answer may be billed."""
+SAMPLING_FIELDS = frozenset({"temperature", "top_p"})
 
 
 @dataclass(frozen=True)
@@ -60,7 +61,11 @@ class Quirks:
         if self.token_limit == "max_tokens" and "max_tokens" in body and "max_completion_tokens" in named:
             return replace(self, token_limit="max_completion_tokens")
         refused = {field for field in OPTIONAL_FIELDS if field in body and field in named}
-        return replace(self, omit=self.omit | refused) if refused else None
+        return self.without(refused) if refused else None
+
+    def without(self, fields: Set[str]) -> Quirks:
+        """The same where those fields are not sent either."""
+        return replace(self, omit=self.omit | fields)
 
 
 OPEN_SOURCE = frozenset({"thinking", "prompt_cache_key"})

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import logging
-from typing import Any
+from collections.abc import Mapping
+from typing import Any, Literal
 
 import aiohttp
 import msgspec
@@ -38,6 +39,8 @@ class Declared(msgspec.Struct, frozen=True):
     orchestrator_profile: str = "orchestrate"
     subagent_profile: str = "code"
     max_output_tokens: int | None = None
+    sampling_policy: Literal["strict", "clamp", "open"] = "open"
+    accepted: Mapping[str, float] = {}
 
 
 async def list_models(
@@ -110,7 +113,9 @@ def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> Model
         context_length=context,
         max_output_tokens=output,
         modalities=_modalities(item),
-        sampling_policy=settings.sampling_policy or "open",
+        sampling=declared.accepted,
+        sampling_policy=settings.sampling_policy or declared.sampling_policy,
+        fixed_sampling=declared.sampling_policy != "open",
         schema_policy=settings.schema_policy or "repair",
         goals=declared.goals,
         orchestrator_profile=declared.orchestrator_profile,

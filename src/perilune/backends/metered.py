@@ -37,7 +37,7 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.errors import BackendInterrupted, ContextTooLong
+from perilune.errors import BackendInterrupted
 
 BYTES_PER_TOKEN = 4
 """For estimates, where nobody told the usage."""
@@ -67,6 +67,11 @@ class Quote:
     least_tokens: int | None = None
     """Where the request leaves the length open: the least to which budgets and balance may cut it."""
 
+    @property
+    def counted(self) -> bool:
+        """Whether the prompt's tokens were counted, not guessed."""
+        return self.prompt_bound == self.prompt_estimate
+
 
 class MeteredBackend:
     """`inner` on the account of one principal."""
@@ -78,12 +83,15 @@ class MeteredBackend:
         principal: Principal,
         *,
         on_charge: Callable[[Charge], None] | None = None,
+        on_quote: Callable[[Quote], None] | None = None,
     ) -> None:
-        """`on_charge` hears of every settled call. Light to make: one per request is fine."""
+        """`on_charge` hears of every settled call; `on_quote` what each call can come to, before anything is
+        reserved, and may refuse it by raising. Light to make: one per request is fine."""
         self._inner = inner.serving(principal) if isinstance(inner, Router) else inner
         self._accounts = accounts
         self._principal = principal
         self._on_charge = on_charge
+        self._on_quote = on_quote
 
     async def models(self) -> tuple[ModelEntry, ...]:
         return await self._inner.models()
@@ -117,11 +125,10 @@ class MeteredBackend:
         entry = find_entry(await self._inner.models(), request.model)
         counted = await self._inner.count_tokens(request)
         bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
-        most = min(request.max_tokens or entry.max_output_tokens, entry.context_length)
-        least = None
-        if request.max_tokens is None:
-            most = max(1, min(most, entry.context_length - estimate))
-            least = min(LEAST_ANSWER, most)
+        sure = counted is not None or request.max_tokens is None
+        room = entry.context_length - (estimate if sure else 0)
+        most = max(1, min(request.max_tokens or entry.max_output_tokens, room))
+        least = min(LEAST_ANSWER, most) if request.max_tokens is None else None
         price = self._accounts.prices
         return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most), least)
 
@@ -191,7 +198,8 @@ class MeteredCall:
 
     async def _run(self) -> AsyncGenerator[Event, None]:
         quote = self.quote = self.quote or await self._backend.quote(self._request)
-        _check_room(self._request, quote)
+        if self._backend._on_quote is not None:
+            self._backend._on_quote(quote)
         reservation = await self._backend._reserve(self.request_id, quote)
         outcome: Outcome = "aborted"
         try:
@@ -250,20 +258,6 @@ class MeteredCall:
                 self._bytes += len(event.arguments.encode())
             case Finished():
                 pass
-
-
-def _check_room(request: Request, quote: Quote) -> None:
-    """Under `strict`, an answer longer than the context has room for is refused, as the hosted API does.
-    Elsewhere it is cut to the room there is. Raises ContextTooLong."""
-    entry = quote.entry
-    counted = quote.prompt_bound == quote.prompt_estimate
-    wanted = (quote.prompt_estimate if counted else 1) + (request.max_tokens or 1)
-    if entry.sampling_policy == "strict" and wanted > entry.context_length:
-        raise ContextTooLong(
-            "Invalid request: Your request exceeded model token limit: "
-            f"{entry.context_length} (requested: {wanted})",
-            mend="shorten the conversation or ask for fewer tokens",
-        )
 
 
 def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:

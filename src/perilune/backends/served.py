@@ -20,13 +20,13 @@ from perilune.backends.base import ModelEntry
 from perilune.chat.messages import Request
 from perilune.chat.model_files import COPY_AGAIN, read_bounded
 from perilune.chat.tokenizer import Tokenizer
-from perilune.errors import CheckpointError, InputError
+from perilune.errors import CheckpointError
 from perilune.settings import Settings
 
 BUNDLED = "nano_checkpoint"
 CARD = "perilune.json"
 MOST_CARD_BYTES = 1024**2
-K26_SAMPLING: Mapping[str, float] = {"temperature_thinking": 1.0, "temperature_instant": 0.6, "top_p": 0.95}
+K26_SAMPLING: dict[str, float] = {"temperature_thinking": 1.0, "temperature_instant": 0.6, "top_p": 0.95}
 LONGEST_OUTPUT = 32768
 DENSITY_SAMPLE = '''Find where a name is used, then change each place.
 {"name": "replace_word", "arguments": {"path": "src/parser/tokens.py", "line": 12}}
@@ -45,6 +45,7 @@ class _Card(msgspec.Struct, kw_only=True):
     orchestrator_profile: str = "orchestrate"
     subagent_profile: str = "code"
     sampling: Mapping[str, float] = msgspec.field(default_factory=lambda: K26_SAMPLING)
+    accepted: Mapping[str, float] = msgspec.field(default_factory=dict)
     sampling_policy: str = "open"
     schema_policy: str = "repair"
     price: str = "kimi-k2.6"
@@ -90,6 +91,7 @@ def served_model(
         max_output_tokens=min(card.max_output_tokens or LONGEST_OUTPUT, context),
         modalities=modalities,
         sampling=card.sampling,
+        accepted=card.accepted,
         sampling_policy=settings.sampling_policy or card.sampling_policy,
         schema_policy=settings.schema_policy or card.schema_policy,
         price=card.price,
@@ -143,20 +145,30 @@ class Sampling(msgspec.Struct, frozen=True):
     top_p: float
 
 
+def own_sampling(entry: ModelEntry, thinking: bool) -> Sampling:
+    """What is computed with where nobody says otherwise."""
+    return _of_mode(K26_SAMPLING | dict(entry.sampling), thinking)
+
+
+def accepted_sampling(entry: ModelEntry, thinking: bool) -> Sampling:
+    """The only values that clients may send under `strict`."""
+    return _of_mode(accepted_values(entry), thinking)
+
+
+def accepted_values(entry: ModelEntry) -> dict[str, Any]:
+    """The same for both modes, by the names of `ModelEntry.sampling`."""
+    return K26_SAMPLING | dict(entry.sampling) | dict(entry.accepted)
+
+
 def effective_sampling(request: Request, entry: ModelEntry) -> Sampling:
-    """The request's values, the entry's where it names none; `strict` and `clamp` policies hold it to the
-    entry's. Raises InputError under `strict`."""
-    key = "temperature_thinking" if request.thinking else "temperature_instant"
-    own = {"temperature": _own(entry.sampling, key), "top_p": _own(entry.sampling, "top_p")}
-    given: dict[str, Any] = {"temperature": request.temperature, "top_p": request.top_p}
-    for name, value in given.items():
-        if value is None or entry.sampling_policy == "clamp":
-            continue
-        if entry.sampling_policy == "strict" and value != own[name]:
-            raise InputError(f"invalid {name}: only {own[name]:g} is allowed for this model", field=name)
-        own[name] = float(value)
-    return Sampling(own["temperature"], own["top_p"])
+    """The request's values, the entry's own where it names none."""
+    own = own_sampling(entry, request.thinking)
+    return Sampling(
+        own.temperature if request.temperature is None else request.temperature,
+        own.top_p if request.top_p is None else request.top_p,
+    )
 
 
-def _own(sampling: Mapping[str, Any], name: str) -> float:
-    return float(sampling.get(name, K26_SAMPLING[name]))
+def _of_mode(sampling: Mapping[str, Any], thinking: bool) -> Sampling:
+    temperature = sampling["temperature_thinking" if thinking else "temperature_instant"]
+    return Sampling(float(temperature), float(sampling["top_p"]))

@@ -22,7 +22,7 @@ import msgspec
 
 from perilune.backends.base import ModelEntry
 from perilune.backends.counting import PromptCounter, counter_of
-from perilune.backends.dialects import Quirks
+from perilune.backends.dialects import SAMPLING_FIELDS, Quirks
 from perilune.backends.endpoint import (
     PAGE_TYPES,
     AiohttpSession,
@@ -104,6 +104,8 @@ class UpstreamBackend:
         self._timeout_s = timeout_s
         self._retries = retries
         self._quirks = quirks or Quirks()
+        if entry.fixed_sampling:
+            self._quirks = self._quirks.without(SAMPLING_FIELDS)
         self._sleep = sleep
         self._chance = chance
         self._session: PlainSession | AiohttpSession | None = None

@@ -13,13 +13,14 @@ from perilune.chat.wire_answer import (
     encode_error_event,
 )
 from perilune.chat.wire_messages import FILE_REFERENCE
-from perilune.chat.wire_request import ChatCall, decode_request
+from perilune.chat.wire_request import NEUTRAL, ChatCall, decode_request
 from perilune.chat.wire_stream import ChunkDecoder, completion_events, decode_completion, decode_error
 from perilune.chat.wire_upstream import encode_request
 
 __all__ = [
     "DONE",
     "FILE_REFERENCE",
+    "NEUTRAL",
     "ChatCall",
     "ChunkDecoder",
     "ChunkEncoder",

@@ -6,6 +6,8 @@ Every refusal is an InputError that names the field (`messages[2].content`) and 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
+from typing import Any
 
 import msgspec
 
@@ -19,6 +21,14 @@ from perilune.errors import InputError, UnsupportedInput
 
 MAX_STOPS = 5
 MAX_STOP_BYTES = 32
+NEUTRAL: Mapping[str, Any] = {
+    "n": 1,
+    "presence_penalty": 0,
+    "frequency_penalty": 0,
+    "logprobs": False,
+    "top_logprobs": 0,
+}
+"""Fields of which only one value is served, with that value."""
 ROLES = "system, developer, user, assistant or tool"
 
 
@@ -28,6 +38,9 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
     request: Request
     stream: bool
     include_usage: bool
+    unserved: Mapping[str, Any] = {}
+    """Fields of NEUTRAL that ask for something else, as the client sent them, in NEUTRAL's order. The model's
+    sampling policy says what becomes of them."""
 
 
 _body = msgspec.json.Decoder(CallBody)
@@ -38,7 +51,7 @@ def decode_request(body: bytes) -> ChatCall:
     call = _parse(body)
     if not call.model:
         raise InputError("must not be empty", field="model", mend="send the id of a model from /v1/models")
-    _refuse_unsupported(call)
+    _refuse_superseded(call)
     thinking, keep = _thinking(call)
     tools = tools_of(call.tools or [])
     request = Request(
@@ -49,8 +62,8 @@ def decode_request(body: bytes) -> ChatCall:
         thinking=thinking,
         keep_thinking=keep,
         max_tokens=_max_tokens(call),
-        temperature=_within(call.temperature, "temperature", 0.0, 2.0),
-        top_p=_top_p(call.top_p),
+        temperature=call.temperature,
+        top_p=call.top_p,
         seed=_seed(call.seed),
         stop=_stops(call.stop),
         json_schema=_json_schema(call),
@@ -59,7 +72,10 @@ def decode_request(body: bytes) -> ChatCall:
     )
     options = call.stream_options
     return ChatCall(
-        request=request, stream=bool(call.stream), include_usage=bool(options and options.include_usage)
+        request=request,
+        stream=bool(call.stream),
+        include_usage=bool(options and options.include_usage),
+        unserved=_unserved(call),
     )
 
 
@@ -90,15 +106,12 @@ def _invalid(error: msgspec.ValidationError) -> InputError:
     return InputError(f"invalid value: {text[:1].lower()}{text[1:]}", field=field or None, mend=mend)
 
 
-def _refuse_unsupported(call: CallBody) -> None:
-    for name in ("n", "presence_penalty", "frequency_penalty"):
-        allowed = 1 if name == "n" else 0
-        if getattr(call, name) not in (None, allowed):
-            raise InputError(
-                f"invalid {name}: only {allowed} is allowed for this model", field=name, mend="leave it out"
-            )
-    if call.logprobs or call.top_logprobs:
-        raise UnsupportedInput("log probabilities are not served", field="logprobs", mend="leave it out")
+def _unserved(call: CallBody) -> dict[str, Any]:
+    given = {name: getattr(call, name) for name in NEUTRAL}
+    return {name: value for name, value in given.items() if value is not None and value != NEUTRAL[name]}
+
+
+def _refuse_superseded(call: CallBody) -> None:
     for name in ("functions", "function_call"):
         if getattr(call, name) is not None:
             raise UnsupportedInput("superseded", field=name, mend="use tools and tool_choice")
@@ -138,18 +151,6 @@ def _max_tokens(call: CallBody) -> int | None:
     if value is not None and not 1 <= value < 2**31:
         raise InputError(f"{value} is out of range", field=name, mend="send at least 1")
     return value
-
-
-def _within(value: float | None, name: str, least: float, most: float) -> float | None:
-    if value is not None and not least <= value <= most:
-        raise InputError(f"{value:g} is out of range", field=name, mend=f"send {least:g} to {most:g}")
-    return value
-
-
-def _top_p(value: float | None) -> float | None:
-    if value == 0:
-        raise InputError("0 leaves nothing to choose from", field="top_p", mend="send more than 0")
-    return _within(value, "top_p", 0.0, 1.0)
 
 
 def _seed(value: int | None) -> int | None:

@@ -138,7 +138,11 @@ def _responses(door: Door, operation: Operation, types: _Types) -> dict[str, Any
     found: dict[str, Any] = {
         str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)
     }
-    answer = {"description": "The answer.", "headers": ID_HEADER, "content": _content(operation.gives, types)}
+    answer = {
+        "description": "The answer.",
+        "headers": ID_HEADER | dict(operation.headers),
+        "content": _content(operation.gives, types),
+    }
     others = {
         str(status): {
             "description": REASONS[status],

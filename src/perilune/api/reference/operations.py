@@ -4,12 +4,13 @@ table of routes, both ways."""
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Literal, get_args
 
 from perilune.api.file_kinds import Purpose
 from perilune.api.file_store import MAX_FILES
 from perilune.api.reference import answers
+from perilune.api.sampling import HEADER
 from perilune.chat.wire_fields import CallBody
 
 JSON = "application/json"
@@ -44,6 +45,8 @@ class Operation:
     """Further answers in JSON that are no errors."""
     within: tuple[Any, ...] = ()
     """Types that its ready schemas refer to."""
+    headers: Mapping[str, Any] = field(default_factory=dict)
+    """Of a good answer, besides its id."""
 
 
 CHUNK = "#/components/schemas/ChatChunk"
@@ -95,13 +98,19 @@ STREAM = (
     'With `"stream": true` the answer is server-sent events, each `data:` a chat.completion.chunk, the last '
     "`data: [DONE]`. An error after the first event is an event `{error: ...}` without `[DONE]` after it."
 )
+ADJUSTED = {
+    HEADER.decode(): {
+        "description": "What was answered with instead of what was asked for: `temperature=1.0, n=1`.",
+        "schema": TEXT,
+    }
+}
 MODEL_FAILS = (404, 502, 503, 507)
 
 OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/chat/completions"): Operation(
         "createChatCompletion", "Chat", "Ask a model",
         {JSON: answers.ChatCompletion, EVENTS: EVENT}, STREAM, takes={JSON: CallBody}, refusals=MODEL_FAILS,
-        within=(answers.ChatChunk,),
+        within=(answers.ChatChunk,), headers=ADJUSTED,
     ),
     ("GET", "/v1/models"): Operation(
         "listModels", "Models", "The models that are served", {JSON: answers.Models}, refusals=(502, 503),
@@ -113,6 +122,7 @@ OPERATIONS: Mapping[tuple[str, str], Operation] = {
     ("POST", "/v1/tokenizers/estimate-token-count"): Operation(
         "estimateTokenCount", "Chat", "How long a prompt would be", {JSON: answers.TokenEstimate},
         "Takes the body of a chat call. Free.", takes={JSON: CallBody}, refusals=MODEL_FAILS,
+        headers=ADJUSTED,
     ),
     ("GET", "/v1/users/me/balance"): Operation(
         "retrieveBalance", "Account", "What the key's organisation has left", {JSON: answers.BalanceAnswer},
