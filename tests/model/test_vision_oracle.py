@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -143,18 +144,61 @@ def ours(decoder: Any, ids: Tensor, features: Tensor, start: int) -> Tensor:
     return out
 
 
+def random_vision(seed: int) -> VisionConfig:
+    """Heads, widths, depths and position tables in many proportions."""
+    draw = random.Random(seed)
+    heads, head_dim = draw.randint(1, 4), draw.choice([8, 16, 24, 40, 72])
+    side = draw.choice([6, 8, 10, 16, 24])
+    return replace(
+        TINY_VISION,
+        hidden_size=heads * head_dim,
+        num_attention_heads=heads,
+        intermediate_size=draw.choice([24, 64, 100]),
+        num_hidden_layers=draw.randint(1, 4),
+        # transformers stretches square tables only.
+        pos_emb_height=side,
+        pos_emb_width=side,
+    )
+
+
+def random_items(seed: int) -> dict[str, list[Grid]]:
+    """Three requests of up to four images and clips, each of sides between 2 and 20 patches."""
+    draw = random.Random(seed)
+
+    def side() -> int:
+        return 2 * draw.randint(1, 10)
+
+    items = {}
+    for number in range(3):
+        still = [Grid(1, side(), side()) for _ in range(draw.randint(0, 3))]
+        frames, rows, columns = draw.randint(2, 4), side(), side()
+        # transformers takes clips of one shape at once.
+        clips = [Grid(frames, rows, columns)] * draw.randint(0 if still else 1, 2)
+        items[f"drawn_{number}"] = still + clips
+    return items
+
+
+@pytest.mark.parametrize("seed", range(12))
+def test_random_towers_and_items_equal_transformers(seed: int, tmp_path: Path) -> None:
+    compare(tmp_path, random_vision(seed), random_items(seed), seed)
+
+
 @pytest.mark.parametrize("seed", [0, 1])
 @pytest.mark.parametrize("shape", SHAPES)
-@torch.no_grad()
 def test_features_and_logits_equal_transformers(shape: str, seed: int, tmp_path: Path) -> None:
-    """Every kind of item through the tower, and through the whole model among text."""
-    write(tmp_path, SHAPES[shape], seed)
-    model = theirs(tmp_path, SHAPES[shape])
-    vision = load_vision(tmp_path)
-    decoder = load_model(tmp_path, latent_norm_eps=1e-6)
+    compare(tmp_path, SHAPES[shape], ITEMS, seed)
+
+
+@torch.no_grad()
+def compare(folder: Path, tower: VisionConfig, items: dict[str, list[Grid]], seed: int) -> None:
+    """Every item through the tower, and through the whole model among text."""
+    write(folder, tower, seed)
+    model = theirs(folder, tower)
+    vision = load_vision(folder)
+    decoder = load_model(folder, latent_norm_eps=1e-6)
     assert vision
     torch.manual_seed(seed)
-    for name, grids in ITEMS.items():
+    for name, grids in items.items():
         pixels = pixels_of(grids)
         features = see(vision, grids, pixels)
         assert features.std() > 0.01, name
