@@ -278,6 +278,19 @@ def test_a_body_that_is_no_request_is_an_input_error(body: bytes) -> None:
         decode_request(body)
 
 
+def test_there_are_only_so_many_messages_and_tools() -> None:
+    message = {"role": "user", "content": "x"}
+    assert len(decode(messages=[message] * 10_000).messages) == 10_000
+    with pytest.raises(InputError, match="more than 10000") as error:
+        decode(messages=[message] * 10_001)
+    assert error.value.field == "messages"
+    tools = [{"type": "function", "function": {"name": f"f{number}"}} for number in range(129)]
+    assert len(decode(tools=tools[:128]).tools) == 128
+    with pytest.raises(InputError, match="more than 128") as error:
+        decode(tools=tools)
+    assert error.value.field == "tools"
+
+
 def nested(levels: int) -> dict[str, Any]:
     schema: dict[str, Any] = {"type": "string"}
     for _ in range(levels):

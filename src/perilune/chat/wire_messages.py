@@ -13,6 +13,7 @@ from perilune.chat.wire_fields import ImageField, MediaUrl, MessageField, TextFi
 from perilune.chat.wire_nesting import refuse_deep
 from perilune.errors import InputError, UnsupportedInput
 
+MAX_MESSAGES = 10_000
 FILE_REFERENCE = "ms://"
 """Before the id of a file that was uploaded."""
 
@@ -22,6 +23,10 @@ def messages_of(fields: list[MessageField]) -> tuple[Message, ...]:
     if not fields:
         raise InputError(
             "Invalid request: messages must not be empty", field="messages", mend="send at least one"
+        )
+    if len(fields) > MAX_MESSAGES:
+        raise InputError(
+            f"more than {MAX_MESSAGES} messages", field="messages", mend="leave out the oldest ones"
         )
     history = _History()
     messages = []

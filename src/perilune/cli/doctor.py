@@ -197,10 +197,20 @@ def check_home(home: Path) -> Check:
         return Check("home", "fail", f"{home}: {error.strerror}", "choose another with --home")
     except StoreError as error:
         return Check("home", "fail", str(error))
+    if shown := _shown_to_others(home):
+        return Check("home", "warn", f"others can read {', '.join(map(str, shown))}", f"chmod -R go= {home}")
     if holder is not None:
         at = f" at {holder.address}" if holder.address else ""
         return Check("home", "ok", f"{home}, in use by process {holder.pid} (perilune {holder.purpose}){at}")
     return Check("home", "ok", f"{home}, {'in use by nobody' if home.is_dir() else 'made at first use'}")
+
+
+def _shown_to_others(home: Path) -> list[Path]:
+    """What in HOME holds keys, prompts or prices and has more readers than its owner. Nobody reaches it where
+    HOME itself is closed."""
+    if not home.is_dir() or not home.stat().st_mode & 0o011:
+        return []
+    return [path for path in sorted(home.iterdir()) if path.lstat().st_mode & 0o044]
 
 
 def _first_line(path: str, pattern: str) -> str:

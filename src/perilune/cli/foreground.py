@@ -87,7 +87,7 @@ def tell(outcome: Outcome, home: Path) -> Path:
     from perilune.swarm.session import journal_path
 
     folder = home / "reports"
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     markdown, data = (folder / f"{outcome.session}.{ending}" for ending in ("md", "json"))
     write_report(journal_path(home, outcome.session), markdown, data)
     print(f"\n{outcome.status.capitalize()}: {outcome.message}")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import os
 import sqlite3
 from collections.abc import Sequence
 from pathlib import Path
@@ -30,8 +31,9 @@ def connect(path: Path, mode: str) -> sqlite3.Connection:
 def open_database(path: Path, schema: Sequence[str], later: bool) -> sqlite3.Connection:
     try:
         path.parent.mkdir(parents=True, exist_ok=True, mode=0o700)
+        make_private(path)
     except OSError as error:
-        raise StoreError(f"cannot make {path.parent}: {error.strerror}") from error
+        raise StoreError(f"cannot make {path}: {error.strerror}") from error
     connection = connect(path, "rwc")
     try:
         connection.execute("PRAGMA journal_mode=WAL")
@@ -44,6 +46,13 @@ def open_database(path: Path, schema: Sequence[str], later: bool) -> sqlite3.Con
         connection.close()
         raise
     return connection
+
+
+def make_private(path: Path) -> None:
+    """Make the file where there is none, for its owner alone; SQLite gives its log the same mode. A file that
+    is there is never opened here: closing it would drop the locks that SQLite holds on it."""
+    with contextlib.suppress(FileExistsError):
+        os.close(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
 
 
 def fold_log(connection: sqlite3.Connection, how: Literal["PASSIVE", "TRUNCATE"]) -> int:

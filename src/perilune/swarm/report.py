@@ -134,8 +134,8 @@ def read_report(path: Path | str) -> Report:
 def write_report(journal: Path, markdown: Path, json: Path) -> Report:
     """Write both files, each whole or not at all. Raises what `read_report` does, and StoreError."""
     report = read_report(journal)
-    replace_file(markdown, to_markdown(report).encode(), 0o644)
-    replace_file(json, to_json(report), 0o644)
+    replace_file(markdown, to_markdown(report).encode())
+    replace_file(json, to_json(report))
     return report
 
 
