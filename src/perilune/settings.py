@@ -51,6 +51,8 @@ class Settings:
     cors_origins: str = ""
     """Origins of web pages that may call the API from a browser, separated by commas, such as
     `https://chat.example.org`; `*` lets all. Empty: none."""
+    key_environment: str = "live"
+    """What new keys are marked with (`plk_live_...`), so that those of a test server are known at sight."""
     max_connections: int = field(default=4096, metadata={"least": 1})
     """Most connections that the API holds at once; more are refused."""
     api_docs: bool = True

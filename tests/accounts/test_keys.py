@@ -1,9 +1,12 @@
 """Keys: made once, stored as digests, refused without a reason given away."""
 
+import gc
 import json
+import re
 import sqlite3
 import stat
 import threading
+import tracemalloc
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,7 @@ import pytest
 
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import new_secret, well_formed
-from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound
+from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound, StorageFull
 from perilune.settings import Settings
 
 
@@ -183,3 +186,99 @@ def test_a_day_that_no_calendar_has_is_refused(tmp_path: Path, expires_ms: int) 
         pytest.raises(InputError, match="year 9999"),
     ):
         accounts.create_key("ci", expires_ms=expires_ms)
+
+
+def test_a_key_names_its_environment(tmp_path: Path) -> None:
+    """`plk_<environment>_<32 random>_<checksum>`: for people and for secret scanners."""
+    form = r"plk_{}_[0-9A-Za-z]{{32}}_[0-9A-Za-z]{{6}}"
+    with opened(tmp_path) as accounts:
+        assert re.fullmatch(form.format("live"), keys(tmp_path)["admin_key"])
+        assert re.fullmatch(form.format("live"), accounts.create_key("one"))
+    with Accounts.open(tmp_path, Settings(home=tmp_path, key_environment="test9")) as accounts:
+        secret = accounts.create_key("two")
+        assert re.fullmatch(form.format("test9"), secret)
+        assert accounts.authenticate(secret, "chat").key_name == "two"
+        accounts.authenticate(keys(tmp_path)["project_key"], "chat")
+        hint = accounts.keyring.states()[-1].hint
+    assert hint == f"{secret[:14]}…{secret[-4:]}" and len(secret) - len(hint) >= 30
+    assert not well_formed(secret.replace("_test9_", "_live_"))  # the checksum covers it
+    for name in ("", "Live", "a_b", "9", "a" * 13, "é"):
+        with pytest.raises(ConfigError, match="key_environment"):
+            Accounts.open(tmp_path, Settings(home=tmp_path, key_environment=name))
+
+
+def test_keys_of_earlier_versions_still_work(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old = "plk_0123456789ABCDEFGHIJKLMNOPQRSTUV_1ggZdL"  # as the first versions made them
+    with opened(tmp_path) as accounts:
+        monkeypatch.setattr("perilune.accounts.keyring.new_secret", lambda _: old)
+        accounts.create_key("old")
+        assert accounts.authenticate(old, "chat").key_name == "old"
+        assert accounts.keyring.states()[-1].hint == "plk_0123…gZdL"
+
+
+def test_keys_are_random(tmp_path: Path) -> None:
+    """190 bits each: far beyond the 128 from which a plain digest is enough."""
+    made = {new_secret() for _ in range(500)}
+    assert len(made) == 500
+    for place in range(9, 41):
+        assert len({secret[place] for secret in made}) > 45  # of 62
+
+
+async def test_the_last_use_is_kept_now_and_then_and_at_the_end(tmp_path: Path) -> None:
+    clock = [1000.0]
+
+    def kept(accounts: Accounts) -> list[int | None]:
+        return [row[0] for row in accounts.store.read("SELECT last_used_ms FROM api_key ORDER BY id")]
+
+    settings = Settings(home=tmp_path)
+    with Accounts.open(tmp_path, settings, lambda: clock[0]) as accounts:
+        secret = keys(tmp_path)["project_key"]
+        for _ in range(100):
+            clock[0] += 0.25
+            accounts.authenticate(secret, "chat")
+        assert kept(accounts) == [None, None]  # a call writes nothing
+        assert [one.last_used_ms for one in accounts.keyring.states()] == [None, 1_025_000]
+        await accounts.keyring.write_uses()
+        assert kept(accounts) == [None, 1_025_000]
+        for wrong in (secret + "x", keys(tmp_path)["admin_key"]):
+            clock[0] += 1
+            with pytest.raises((InvalidKey, Forbidden)):
+                accounts.authenticate(wrong, "chat")
+        await accounts.keyring.write_uses()
+        assert kept(accounts) == [None, 1_025_000]
+        clock[0] = 2000.0
+        accounts.authenticate(secret, "chat")
+    with Accounts.open(tmp_path, settings) as accounts:
+        assert kept(accounts) == [None, 2_000_000]
+
+
+async def test_a_last_use_that_could_not_be_written_is_written_later(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with opened(tmp_path) as accounts:
+        accounts.authenticate(keys(tmp_path)["project_key"], "chat")
+
+        async def full(work: object) -> None:
+            raise StorageFull("no space")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(accounts.store, "write", full)
+            with pytest.raises(StorageFull):
+                await accounts.keyring.write_uses()
+        await accounts.keyring.write_uses()
+        assert accounts.store.read("SELECT last_used_ms FROM api_key WHERE id = 2") == [(1_000_000,)]
+
+
+def test_unknown_keys_leave_nothing_behind(tmp_path: Path) -> None:
+    """There is no memory of keys that are none, so none that could grow."""
+    with opened(tmp_path) as accounts:
+        tracemalloc.start()
+        held = []
+        for times in (100, 2000):
+            for _ in range(times):
+                with pytest.raises(InvalidKey):
+                    accounts.authenticate(new_secret(), "chat")
+            gc.collect()
+            held.append(tracemalloc.get_traced_memory()[0])
+        tracemalloc.stop()
+    assert held[1] - held[0] < 20_000

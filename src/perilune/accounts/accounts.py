@@ -11,6 +11,7 @@ One process owns a HOME's accounts: take `store.HomeLock` before `open`.
 from __future__ import annotations
 
 import base64
+import contextlib
 import os
 import random
 import time
@@ -31,7 +32,7 @@ from perilune.accounts.rows import Charge, Outcome, Reservation, UsageRow
 from perilune.accounts.tables import SCHEMA
 from perilune.accounts.tiers import TierBook
 from perilune.accounts.wallet import Prepaid, Wallets
-from perilune.errors import AccountError, HomeLocked
+from perilune.errors import AccountError, HomeLocked, StoreError
 from perilune.settings import Settings
 from perilune.store import Reader, Store
 
@@ -88,7 +89,7 @@ class Accounts:
         self.prices = prices
         self.prepaid = Prepaid(round(settings.activation_usd * NANO_PER_USD)) if settings.prepaid else None
         self.ledger = Ledger(store, clock, self.prepaid)
-        self.keyring = Keyring(home, store, clock)
+        self.keyring = Keyring(home, store, clock, settings.key_environment)
         self.organisations = Organisations(store, tiers, settings.tier, clock)
         self.wallets = Wallets(store, clock)
         self.limits = Limits()
@@ -146,6 +147,8 @@ class Accounts:
         return accounts
 
     def close(self) -> None:
+        with contextlib.suppress(StoreError):  # of a store that is broken others have told, and of more
+            self.keyring.write_uses_now()
         self.store.close()
 
     def __enter__(self) -> Self:

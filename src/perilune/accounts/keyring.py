@@ -14,6 +14,7 @@ from perilune.accounts import audit
 from perilune.accounts.keys import (
     KeyRow,
     Principal,
+    check_environment,
     check_scopes,
     digest_of,
     hint_of,
@@ -22,8 +23,8 @@ from perilune.accounts.keys import (
     well_formed,
 )
 from perilune.accounts.organisations import check_name, first_project
-from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound
-from perilune.store import Store, replace_file
+from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound, StoreError
+from perilune.store import Store, Work, replace_file
 
 KEYS_FILE = "keys.json"
 FIRST_KEYS = {"admin_key": ("first admin key", "admin"), "project_key": ("first project key", "chat")}
@@ -49,19 +50,24 @@ class KeyState:
     budget: int | None
     spent: int
     reserved: int
+    last_used_ms: int | None
 
 
 class Keyring:
     """The only writer of keys in this process, and this process is the only one that writes them."""
 
-    def __init__(self, home: Path, store: Store, clock: Callable[[], float]) -> None:
-        """Raises ConfigError when the key secret is gone."""
+    def __init__(self, home: Path, store: Store, clock: Callable[[], float], environment: str) -> None:
+        """New keys name the `environment`. Raises ConfigError for one that they cannot, and when the key
+        secret is gone."""
+        self._environment = check_environment(environment)
         self._home = home
         self._store = store
         self._clock = clock
         self._secret = key_secret(home, has_keys=bool(store.read("SELECT 1 FROM api_key LIMIT 1")))
         self._keys: dict[bytes, KeyRow] = {}
         self._local: list[KeyRow] = []
+        self._used: dict[int, int] = {}
+        """Key -> when it was last used, as far as that is not written yet."""
         self._loading = threading.Lock()
         """Without it, a slower `load` could put back what was read before a key was disabled."""
 
@@ -88,7 +94,7 @@ class Keyring:
         if path.exists():
             found = _read_keys_file(path)
         else:
-            found = {entry: new_secret() for entry in FIRST_KEYS}
+            found = {entry: new_secret(self._environment) for entry in FIRST_KEYS}
             replace_file(path, (json.dumps(found, indent=2) + "\n").encode())
 
         def work(connection: sqlite3.Connection) -> None:
@@ -111,7 +117,34 @@ class Keyring:
             raise InvalidKey("the API key has expired", mend="make a new one")
         if scope not in row.principal.scopes:
             raise Forbidden(f"this API key lacks the scope {scope}", mend=f"use a key with the scope {scope}")
+        self._used[row.principal.key_id] = self._now()
         return row.principal
+
+    async def write_uses(self) -> None:
+        """Keep when each key was last used. Call it once a minute: a write for each call would be one too
+        many. Raises StoreError."""
+        if not self._used:
+            return
+        used = self._used
+        try:
+            await self._store.write(self._uses_work())
+        except StoreError:
+            self._used = used | self._used
+            raise
+
+    def write_uses_now(self) -> None:
+        """The blocking twin."""
+        if self._used:
+            self._store.write_now(self._uses_work())
+
+    def _uses_work(self) -> Work[None]:
+        used, self._used = self._used, {}
+
+        def work(connection: sqlite3.Connection) -> None:
+            for key_id, at_ms in used.items():
+                connection.execute("UPDATE api_key SET last_used_ms = ? WHERE id = ?", (at_ms, key_id))
+
+        return work
 
     def local_principal(self) -> Principal:
         for row in self._local:
@@ -134,7 +167,7 @@ class Keyring:
         actor: str,
     ) -> str:
         """A new key, shown this once. Raises NotFound (project), ConfigError (scopes), InputError."""
-        chosen, secret = check_scopes(scopes), new_secret()
+        chosen, secret = check_scopes(scopes), new_secret(self._environment)
         check_name(name)
         check_budget(budget)
         if expires_ms is not None and not 0 < expires_ms <= LAST_EXPIRY_MS:
@@ -189,13 +222,11 @@ class Keyring:
         """Every key that was ever made, oldest first."""
         rows = self._store.read(
             """SELECT k.id, k.name, k.hint, p.name, p.id, p.organisation_id, k.scopes, k.created_ms,
-                k.expires_ms, k.disabled, a.budget, a.spent, a.reserved
+                k.expires_ms, k.disabled, a.budget, a.spent, a.reserved, k.last_used_ms
             FROM api_key k JOIN project p ON p.id = k.project_id JOIN account a ON a.id = k.account_id
             ORDER BY k.id"""
         )
-        return [
-            KeyState(*[*row[:6], tuple(row[6].split()), *row[7:9], bool(row[9]), *row[10:]]) for row in rows
-        ]
+        return [_key_state(row, self._used.get(row[0], row[-1])) for row in rows]
 
     # ---- within
 
@@ -254,6 +285,27 @@ def check_budget(budget: int | None) -> None:
     """Raises InputError for less than nothing, or more than the books can hold."""
     if budget is not None and not 0 <= budget < 1 << 62:
         raise InputError("must be zero or more", field="budget", mend="leave it out for no limit")
+
+
+def _key_state(row: tuple[Any, ...], last_used_ms: int | None) -> KeyState:
+    number, name, hint, project, project_id, organisation_id, scopes, created_ms, *rest, _ = row
+    expires_ms, disabled, budget, spent, reserved = rest
+    return KeyState(
+        id=number,
+        name=name,
+        hint=hint,
+        project=project,
+        project_id=project_id,
+        organisation_id=organisation_id,
+        scopes=tuple(scopes.split()),
+        created_ms=created_ms,
+        expires_ms=expires_ms,
+        disabled=bool(disabled),
+        budget=budget,
+        spent=spent,
+        reserved=reserved,
+        last_used_ms=last_used_ms,
+    )
 
 
 def _key_row(row: tuple[Any, ...]) -> KeyRow:

@@ -1,8 +1,9 @@
 """API keys: how they look, how they are stored, what they may do.
 
-A key is `plk_` + 32 random letters and digits + `_` + a 6-character checksum, shown once. The database
-holds its HMAC-SHA-256 digest under a secret that lies outside the database (HOME/key-secret), so neither
-file alone can be matched to leaked keys. Keys are looked up by digest; no stored secret is ever compared.
+A key is `plk_ENVIRONMENT_RANDOM_CHECKSUM`, 32 and 6 letters and digits, shown once; those of earlier versions
+name no environment. The database holds its HMAC-SHA-256 digest under a secret that lies outside the database
+(HOME/key-secret), so neither file alone can be matched to leaked keys. Keys are looked up by digest; no
+stored secret is ever compared.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import functools
 import hmac
 import os
+import re
 import secrets
 import string
 import zlib
@@ -24,6 +26,9 @@ PREFIX = "plk_"
 RANDOM_LENGTH = 32
 """190 bits."""
 CHECKSUM_LENGTH = 6
+SHOWN = 4
+"""Random characters, and then characters of the end, in a hint."""
+ENVIRONMENT = re.compile(r"[a-z][a-z0-9]{0,11}")
 ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 SCOPES = frozenset({"admin", "chat"})
 """`chat` calls models and runs swarms; `admin` manages keys and money."""
@@ -59,23 +64,37 @@ class KeyRow:
     principal: Principal
     digest: bytes
     hint: str
-    """First eight and last four characters: enough to recognise it by, too little to use."""
+    """Its beginning and its end: enough to recognise it by, too little to use."""
     expires_ms: int | None
     disabled: bool
 
 
-def new_secret() -> str:
+def new_secret(environment: str = "live") -> str:
     """A fresh key."""
-    body = "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_LENGTH))
+    body = f"{environment}_" + "".join(secrets.choice(ALPHABET) for _ in range(RANDOM_LENGTH))
     return f"{PREFIX}{body}_{_checksum(body)}"
 
 
 def well_formed(secret: str) -> bool:
     """Whether this can be a key of ours at all: told without a look-up, so junk costs nothing."""
-    if len(secret) != len(PREFIX) + RANDOM_LENGTH + 1 + CHECKSUM_LENGTH or not secret.startswith(PREFIX):
+    if not secret.startswith(PREFIX) or not secret.isascii():
         return False
-    body, _, checksum = secret[len(PREFIX) :].partition("_")
-    return body.isascii() and checksum.isascii() and hmac.compare_digest(_checksum(body), checksum)
+    body, _, checksum = secret[len(PREFIX) :].rpartition("_")
+    environment, named, chance = body.rpartition("_")
+    if len(chance) != RANDOM_LENGTH or (named and not ENVIRONMENT.fullmatch(environment)):
+        return False
+    return hmac.compare_digest(_checksum(body), checksum)
+
+
+def check_environment(name: str) -> str:
+    """Raises ConfigError for what cannot stand in a key."""
+    if not ENVIRONMENT.fullmatch(name):
+        raise ConfigError(
+            f"{name!r} cannot stand in keys",
+            field="key_environment",
+            mend="use up to 12 small letters and digits, a letter first",
+        )
+    return name
 
 
 def digest_of(secret: str, key_secret: bytes) -> bytes:
@@ -91,7 +110,8 @@ def _keyed(key_secret: bytes) -> hmac.HMAC:
 
 
 def hint_of(secret: str) -> str:
-    return f"{secret[:8]}…{secret[-4:]}"
+    begun = len(secret) - CHECKSUM_LENGTH - 1 - RANDOM_LENGTH + SHOWN
+    return f"{secret[:begun]}…{secret[-SHOWN:]}"
 
 
 def check_scopes(scopes: Iterable[str]) -> frozenset[str]:

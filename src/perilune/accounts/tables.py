@@ -120,4 +120,5 @@ SCHEMA: tuple[str, ...] = (
     "ALTER TABLE price_version ADD COLUMN search INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE request ADD COLUMN searches INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE carried ADD COLUMN searches INTEGER NOT NULL DEFAULT 0",
+    "ALTER TABLE api_key ADD COLUMN last_used_ms INTEGER",
 )

@@ -1,4 +1,5 @@
-"""What a server does beside answering: folds closed months of the ledger, a little at a time."""
+"""What a server does beside answering: folds closed months of the ledger, a little at a time, and writes down
+when keys were last used."""
 
 from __future__ import annotations
 
@@ -13,10 +14,17 @@ log = logging.getLogger("perilune.api")
 EVERY_S = 6 * 3600.0
 PAUSE_S = 0.05
 """Between two steps: calls that settle meanwhile hardly notice."""
+USES_EVERY_S = 60.0
 
 
 async def keep_up(accounts: Accounts) -> None:
     """Runs until it is cancelled."""
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_fold(accounts), name="perilune fold")
+        group.create_task(_keep_uses(accounts), name="perilune uses")
+
+
+async def _fold(accounts: Accounts) -> None:
     while True:
         try:
             folded = 0
@@ -28,3 +36,12 @@ async def keep_up(accounts: Accounts) -> None:
         except StoreError as error:
             log.warning("closed months were not folded: %s", error)
         await asyncio.sleep(EVERY_S)
+
+
+async def _keep_uses(accounts: Accounts) -> None:
+    while True:
+        await asyncio.sleep(USES_EVERY_S)
+        try:
+            await accounts.keyring.write_uses()
+        except StoreError as error:
+            log.warning("when keys were last used was not kept: %s", error)

@@ -69,10 +69,22 @@ def list_keys(given: argparse.Namespace) -> int:
             money(key["budget"]),
             money(key["spent"]),
             money(key["reserved"]),
+            _at(key["last_used_ms"]) if key["last_used_ms"] else "never",
         )
         for key in keys
     ]
-    header = ("number", "name", "key", "project", "scopes", "state", "budget", "spent", "reserved")
+    header = (
+        "number",
+        "name",
+        "key",
+        "project",
+        "scopes",
+        "state",
+        "budget",
+        "spent",
+        "reserved",
+        "last used",
+    )
     print_table(header, rows)
     return 0
 
@@ -110,5 +122,8 @@ def _state(disabled: bool, expires_ms: int | None) -> str:
         return "disabled"
     if expires_ms is None:
         return "active"
-    day = datetime.fromtimestamp(expires_ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
-    return f"{'expired' if expires_ms <= time.time() * 1000 else 'until'} {day}"
+    return f"{'expired' if expires_ms <= time.time() * 1000 else 'until'} {_at(expires_ms)}"
+
+
+def _at(ms: int) -> str:
+    return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")

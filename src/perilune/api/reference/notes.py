@@ -5,12 +5,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from perilune.chat.wire_messages import MAX_MESSAGES
 from perilune.chat.wire_request import MAX_STOPS
 from perilune.chat.wire_tools import MAX_TOOLS
 
 CHAT: Mapping[str, Mapping[str, Any]] = {
     "model": {"description": "A model's id or alias.", "minLength": 1},
-    "messages": {"description": "The conversation so far, at least one message.", "minItems": 1},
+    "messages": {"description": "The conversation so far, at least one message.", "minItems": 1,
+                 "maxItems": MAX_MESSAGES},
     "max_tokens": {"description": "The older name of max_completion_tokens, which counts if both are sent.",
                    "minimum": 1, "maximum": 2**31 - 1},
     "max_completion_tokens": {"description": "The most tokens of the answer, thinking included.",

@@ -1,0 +1,65 @@
+"""What a server does beside answering, in a running one: closed months are folded, last uses are kept."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from admin_server import Door, running
+
+from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.api import upkeep
+from perilune.chat.messages import Usage
+from perilune.settings import Settings
+from perilune.store import Reader
+
+YEAR_2020 = 1_577_880_000.0
+
+
+async def seen(home: Path, query: str, good: Callable[[int | None], bool]) -> int:
+    """What the database says, once it is good; looked at from beside, so nothing but the server writes it."""
+    reader = Reader(home / "accounts.db")
+    try:
+        async with asyncio.timeout(10):
+            while not good(found := reader.read(query)[0][0]):  # noqa: ASYNC110  a database tells nobody
+                await asyncio.sleep(0.01)
+    finally:
+        reader.close()
+    assert found is not None
+    return int(found)
+
+
+async def test_the_last_use_of_a_key_is_written_each_minute(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert upkeep.USES_EVERY_S == 60
+    monkeypatch.setattr(upkeep, "USES_EVERY_S", 0.02)
+    async with running(tmp_path / "home") as door:
+        used = "SELECT last_used_ms FROM api_key WHERE id = 1"
+        first = await use(door, used, 0)
+        assert await use(door, used, first) > first
+
+
+async def use(door: Door, query: str, after: int) -> int:
+    await asyncio.sleep(0.002)  # another millisecond
+    assert (await door.act("keys/list"))[0] == 200
+    return await seen(door.home, query, lambda found: (found or 0) > after)
+
+
+async def test_closed_months_are_folded(tmp_path: Path) -> None:
+    home = tmp_path / "home"
+    with Accounts.open(home, Settings.load(home, {}, {}), lambda: YEAR_2020) as accounts:
+        reservation = await accounts.reserve(
+            accounts.local_principal(),
+            request_id=new_request_id(),
+            model="m",
+            price="free",
+            prompt_bound=1,
+            max_tokens=1,
+        )
+        await accounts.settle(reservation, Usage(prompt_tokens=1, cached_tokens=0, completion_tokens=1))
+    async with running(home):
+        assert await seen(home, "SELECT SUM(calls) FROM carried", lambda found: found is not None) == 1
+        assert await seen(home, "SELECT COUNT(*) FROM request", lambda found: found == 0) == 0
