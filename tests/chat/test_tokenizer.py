@@ -1,6 +1,7 @@
 """Text to ids and back: the reference's vectors, exact round trips, and files that are refused."""
 
 import base64
+import hashlib
 import json
 import shutil
 from pathlib import Path
@@ -40,6 +41,16 @@ VECTORS = [
     ("a" * 30, "101908 101908 101908 36324 7028"),
     ("<|im_end|><think>", "27 91 348 11129 91 3318 39964 29"),
 ]
+WORDS = {"system": 14062, "user": 2482, "assistant": 69702, "tool": 20960, "image": 4017, "video": 22782}
+CONTROLS = {
+    "[BOS]": 163584, "[EOS]": 163585, "<|im_end|>": 163586, "<|im_user|>": 163587,
+    "<|im_assistant|>": 163588, "<|start_header_id|>": 163590, "<|end_header_id|>": 163591, "[EOT]": 163593,
+    "<|im_system|>": 163594, "<|tool_calls_section_begin|>": 163595, "<|tool_calls_section_end|>": 163596,
+    "<|tool_call_begin|>": 163597, "<|tool_call_argument_begin|>": 163598, "<|tool_call_end|>": 163599,
+    "<|im_middle|>": 163601, "<|media_begin|>": 163602, "<|media_content|>": 163603, "<|media_end|>": 163604,
+    "<|media_pad|>": 163605, "<think>": 163606, "</think>": 163607, "[UNK]": 163838, "[PAD]": 163839,
+}  # fmt: skip
+RANKS_SHA256 = "b6c497a7469b33ced9c38afb1ad6e47f03f5e5dc05f15930799210ec050c5103"
 
 
 @pytest.mark.parametrize(("text", "ids"), VECTORS)
@@ -48,13 +59,27 @@ def test_ids_of_the_reference(official: Tokenizer, text: str, ids: str) -> None:
     assert official.decode(official.encode(text)) == text
 
 
+def test_words_of_the_format(official: Tokenizer) -> None:
+    assert {word: official.encode(word) for word in WORDS} == {word: [WORDS[word]] for word in WORDS}
+    assert official.encode("tool_declare") == [20960, 35556, 677]
+    assert official.encode("\n") == [198]
+    assert len(official.encode("<|kimi_k25_video_placeholder|>")) == 10
+
+
+def test_the_vectors_are_of_this_file(official: Tokenizer) -> None:
+    tokens = enumerate(official.token_bytes()[:163_584])
+    file = b"".join(b"%b %d\n" % (base64.b64encode(token), rank) for rank, token in tokens)
+    assert hashlib.sha256(file).hexdigest() == RANKS_SHA256
+
+
 def test_control_tokens_of_the_reference(official: Tokenizer) -> None:
+    reserved = {number for name, number in official.specials.items() if name.startswith("<|reserved_token_")}
+    assert {name: official.specials[name] for name in CONTROLS} == CONTROLS
+    assert reserved == set(range(163584, 163840)) - set(CONTROLS.values())
+    assert all(official.specials[f"<|reserved_token_{number}|>"] == number for number in reserved)
     assert official.vocab_size == 163840
     assert official.eos_id == 163586
     assert official.stop_ids == (163586, 163585, 163593)
-    assert official.special("<|tool_calls_section_begin|>") == 163595
-    assert official.special("</think>") == 163607
-    assert official.special("<|reserved_token_163700|>") == 163700
     stops_and_tools = {163585, 163586, 163593, *range(163595, 163600), 163606, 163607}
     assert set(official.never_sampled) == set(range(163584, 163840)) - stops_and_tools
 
