@@ -48,15 +48,16 @@ def video(
     size: tuple[int, int] = (64, 48),
     container: str = "mp4",
     codec: str = "mpeg4",
+    options: dict[str, str] | None = None,
 ) -> bytes:
-    """Each frame is grey, brighter than the one before."""
+    """Each frame is grey, brighter than the one before; `options` are the container's."""
     import av
 
     out = io.BytesIO()
-    with av.open(out, "w", format=container) as file:
+    with av.open(out, "w", format=container, options=options or {}) as file:
         stream: Any = file.add_stream(codec, rate=fps)
         stream.width, stream.height = size
-        stream.pix_fmt = "yuv420p"
+        stream.pix_fmt = "yuv422p" if codec == "huffyuv" else "yuv420p"
         file.start_encoding()
         for number in range(frames):
             grey = np.full((size[1], size[0], 3), number * 255 // max(frames, 2), dtype=np.uint8)

@@ -61,12 +61,14 @@ def bound_memory(more: int = MEMORY) -> None:
     resource.setrlimit(resource.RLIMIT_AS, (most, most))
 
 
-def _report(target: str, inputs: int, seconds: float, peak_kib: int, by: str) -> None:
+def _report(target: str, inputs: int, seconds: float, whose: int, by: str) -> None:
+    used = resource.getrusage(whose)
     line = {
         "target": target,
         "inputs": inputs,
         "seconds": round(seconds),
-        "peak_mib": peak_kib >> 10,
+        "cpu_seconds": round(used.ru_utime + used.ru_stime),
+        "peak_mib": used.ru_maxrss >> 10,
         "by": by,
     }
     print(json.dumps(line), flush=True)
@@ -109,8 +111,7 @@ def _random(given: argparse.Namespace, folder: Path) -> int:
             return 1
         faulthandler.cancel_dump_traceback_later()
         inputs += 1
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    _report(given.target, inputs, time.monotonic() - begun, peak, "random damage")
+    _report(given.target, inputs, time.monotonic() - begun, resource.RUSAGE_SELF, "random damage")
     return 0
 
 
@@ -134,11 +135,10 @@ def _supervised(given: argparse.Namespace, folder: Path) -> int:
             [*command, f"--findings={given.findings}", f"--guided-in={folder}"], stdout=told, stderr=told
         )
     done = re.findall(r"Done (\d+) runs in (\d+) second", log.read_text(errors="replace"))
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
     if status or not done:
         print(f"a finding, or the run broke off: see {log}", file=sys.stderr)
         return 1
-    _report(given.target, int(done[-1][0]), float(done[-1][1]), peak, "atheris")
+    _report(given.target, int(done[-1][0]), float(done[-1][1]), resource.RUSAGE_CHILDREN, "atheris")
     return 0
 
 

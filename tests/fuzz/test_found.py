@@ -8,7 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from tests.fuzz.targets import TARGETS, framed
+from tests.fuzz.checkpoint_targets import framed
+from tests.fuzz.targets import TARGETS
 
 from perilune.backends.served import CARD, _read_card
 from perilune.chat.jinja import TEMPLATE_FILE, JinjaTemplate
@@ -106,7 +107,7 @@ def test_inputs_found_before(tmp_path: Path) -> None:
     head = {"a\nb": {"dtype": "BF16", "shape": [1], "data_offsets": [0, 3]}}
     inputs = {
         "config": [b'{"media_proc_cfg":"\xed"}', b'"\xed\xa0\x80"'],
-        "shard": [b"\1" + framed(head)],
+        "shard": [b"\xff" + framed(head)],
         "tokenizer": [b"rQQ== 0\nQQ==", b"c" + json.dumps({"added_tokens_decoder": {}}).encode()],
         "index": [b"i" + json.dumps({"weight_map": {"": "model-00001-of-000001.safetensors"}}).encode()],
     }

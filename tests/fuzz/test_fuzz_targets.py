@@ -13,7 +13,9 @@ from random import Random
 
 import pytest
 from tests.fuzz import run
-from tests.fuzz.targets import ROOT, TARGETS, Target
+from tests.fuzz.chat_targets import ROOT
+from tests.fuzz.target import Target
+from tests.fuzz.targets import TARGETS
 
 INPUTS = {"config": 300, "index": 60, "shard": 120, "tokenizer": 120, "media": 400, "parser": 200}
 
