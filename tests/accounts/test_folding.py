@@ -69,12 +69,9 @@ def test_first_kept() -> None:
 
 
 @pytest.mark.parametrize("step", [1, 2, 4, 1000])
-async def test_sums_replace_rows_and_nothing_else_changes(
-    accounts: Accounts, step: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_sums_replace_rows_and_nothing_else_changes(accounts: Accounts, step: int) -> None:
     before = [totals(accounts.store, by) for by in (("month", "key", "model", "price"), ("project",))]
     wallet = accounts.organisations.state(1)
-    monkeypatch.setattr(folding, "STEP_ROWS", step)
     cut = first_kept_ms(CLOCK.now, 1)
     steps = 0
     while done := await folding.fold_step(accounts.store, cut, step):

@@ -1,8 +1,11 @@
-"""What a server does beside answering, in a running one: closed months are folded, last uses are kept."""
+"""What a server does beside answering, in a running one: closed months are folded, last uses are kept, and
+both go on after whatever went wrong."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
+import sqlite3
 from collections.abc import Callable
 from pathlib import Path
 
@@ -12,6 +15,7 @@ from admin_server import Door, running
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.api import upkeep
 from perilune.chat.messages import Usage
+from perilune.errors import StorageFull
 from perilune.settings import Settings
 from perilune.store import Reader
 
@@ -63,3 +67,34 @@ async def test_closed_months_are_folded(tmp_path: Path) -> None:
     async with running(home):
         assert await seen(home, "SELECT SUM(calls) FROM carried", lambda found: found is not None) == 1
         assert await seen(home, "SELECT COUNT(*) FROM request", lambda found: found == 0) == 0
+
+
+async def test_folding_is_tried_again_whatever_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "EVERY_S", 0.0)
+    monkeypatch.setattr(upkeep, "PAUSE_S", 0.0)
+    steps: list[int | Exception] = [StorageFull("full"), sqlite3.IntegrityError("odd"), 2000, 7, 0]
+    over = asyncio.Event()
+
+    async def step() -> int:
+        if not steps:
+            over.set()
+            return 0
+        done = steps.pop(0)
+        if isinstance(done, Exception):
+            raise done
+        return done
+
+    with Accounts.open(tmp_path, Settings(home=tmp_path)) as accounts, caplog.at_level(logging.INFO):
+        monkeypatch.setattr(accounts, "fold_step", step)
+        task = asyncio.create_task(upkeep.keep_up(accounts))
+        async with asyncio.timeout(10):
+            await over.wait()
+        task.cancel()
+        await asyncio.wait({task})
+    assert [record.getMessage() for record in caplog.records] == [
+        "closed months were not folded: full",
+        "closed months were not folded",
+        "folded 2007 calls of closed months",
+    ]

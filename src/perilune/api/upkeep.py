@@ -35,6 +35,8 @@ async def _fold(accounts: Accounts) -> None:
                 log.info("folded %d calls of closed months", folded)
         except StoreError as error:
             log.warning("closed months were not folded: %s", error)
+        except Exception:  # the task's edge: whatever it was, it is tried again, and somebody hears of it
+            log.exception("closed months were not folded")
         await asyncio.sleep(EVERY_S)
 
 
@@ -45,3 +47,5 @@ async def _keep_uses(accounts: Accounts) -> None:
             await accounts.keyring.write_uses()
         except StoreError as error:
             log.warning("when keys were last used was not kept: %s", error)
+        except Exception:  # the task's edge, as above
+            log.exception("when keys were last used was not kept")
