@@ -51,6 +51,9 @@ class Settings:
     cors_origins: str = ""
     """Origins of web pages that may call the API from a browser, separated by commas, such as
     `https://chat.example.org`; `*` lets all. Empty: none."""
+    allowed_hosts: str = ""
+    """Names under which the API answers, as clients' URLs have them but without a port, separated by commas;
+    under others it answers health probes only. Empty: all. The admin door answers under those of loopback."""
     key_environment: str = "live"
     """What new keys are marked with (`plk_live_...`), so that those of a test server are known at sight."""
     max_connections: int = field(default=4096, metadata={"least": 1})

@@ -7,7 +7,8 @@
     GET  /metrics
     GET  /openapi.json            all this for machines
 
-Every route needs a key with the scope admin. Acts run in a thread: they wait for the disk.
+Every route needs a key with the scope admin, and a Host that is this machine's own. Acts run in a thread:
+they wait for the disk.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ from perilune.api.admin_backends import backend_acts
 from perilune.api.auth import principal_of
 from perilune.api.doors import Door, app_of
 from perilune.api.health import Ready
+from perilune.api.hosts import LOOPBACK, KnownHosts
 from perilune.api.http import read_json_body, send_json
 from perilune.api.metrics import HttpCounters, Metrics
 from perilune.api.reference.document import admin_document
@@ -61,7 +63,7 @@ def admin_acts(backend: Backend) -> Acts:
 
 
 def build_admin_app(backend: Backend, accounts: Accounts, http: HttpCounters) -> ASGIApp:
-    return app_of(admin_doors(backend, accounts, http), accounts, http)
+    return KnownHosts(app_of(admin_doors(backend, accounts, http), accounts, http), LOOPBACK, http)
 
 
 class AdminAct:

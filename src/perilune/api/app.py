@@ -15,6 +15,7 @@ from perilune.api.doors import Door, app_of
 from perilune.api.file_store import FileStore
 from perilune.api.files import DeleteFile, FileContent, ListFiles, OneFile, UploadFile
 from perilune.api.health import Ready, health
+from perilune.api.hosts import KnownHosts, names_of
 from perilune.api.metrics import HttpCounters, Metrics
 from perilune.api.models import Catalogue, ListModels, OneModel
 from perilune.api.reference.document import public_document
@@ -67,4 +68,5 @@ def build_app(
     """The app. It owns neither backend nor accounts: whoever opened them closes them."""
     counters = http or HttpCounters()
     app = app_of(doors(settings, backend, accounts, counters), accounts, counters)
-    return with_cors(app, settings.cors_origins)
+    names = names_of(settings.allowed_hosts)
+    return with_cors(KnownHosts(app, names, counters) if names else app, settings.cors_origins)

@@ -18,7 +18,7 @@ from perilune.chat.wire_fields import CallBody
 
 OPENAPI = "3.1.0"
 SCHEMAS = "#/components/schemas/{name}"
-ALWAYS = (400, 431, 500, 503)
+ALWAYS = (400, 421, 431, 500, 503)
 """What cannot be read as HTTP, our own defects, and a server that is full or stops."""
 FOR_KEYS = (401, 403, 429)
 FOR_BODIES = (400, 408, 413, 415)
@@ -31,6 +31,7 @@ REASONS: Mapping[int, str] = {
     413: "The body is too large.",
     415: "The body is of a type, or in an encoding, that is not read here.",
     429: "A rate limit, a budget, the balance, or the endpoint's limit; too many wrong keys.",
+    421: "The API does not answer under that Host (setting `allowed_hosts`).",
     431: "The headers are too large.",
     500: "A defect of ours; the server's log says what.",
     502: "The model's endpoint failed.",
