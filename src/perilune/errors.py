@@ -15,7 +15,9 @@ PeriluneError
 │   ├── BackendUnreachable     refused, timed out, name not found
 │   ├── BackendAuth            the endpoint refused our key
 │   ├── BackendRateLimited     429 or overload; carries retry_after_s
+│   │   └── BackendOutOfQuota  the endpoint's account has nothing left: no waiting mends it
 │   ├── BackendRefused         the endpoint called the request bad (4xx); carries its message
+│   │   └── BackendFiltered    its content filter refused the request
 │   ├── BackendProtocol        the answer is not OpenAI-shaped
 │   └── BackendInterrupted     the stream ended before it was complete
 ├── EngineError                the engine process failed
@@ -133,7 +135,7 @@ class BackendAuth(BackendError):
 
 
 class BackendRateLimited(BackendError):
-    code = "rate_limit_reached_error"
+    code = "engine_overloaded_error"
     http_status = 429
 
     def __init__(
@@ -148,9 +150,17 @@ class BackendRateLimited(BackendError):
         self.retry_after_s = retry_after_s
 
 
+class BackendOutOfQuota(BackendRateLimited):
+    code = "exceeded_current_quota_error"
+
+
 class BackendRefused(BackendError):
     code = "invalid_request_error"
     http_status = 400
+
+
+class BackendFiltered(BackendRefused):
+    code = "content_filter"
 
 
 class BackendProtocol(BackendError):

@@ -76,7 +76,7 @@ def test_tokens_of_a_minute_and_of_a_day(clock: Clock) -> None:
     with pytest.raises(LimitReached, match="TPD rate limit, current:200, limit:250"):
         limits.enter(1, tier, 51, WHO)
     assert admitted(limits, tier, 50) is not None
-    assert limits.standing(1) == Standing(running=4, requests=0, tokens=50, day_tokens=250)
+    assert limits.standing(1) == Standing(4, requests=0, tokens=50, day_tokens=250, requests_clear_s=0.0)
     clock.now = 1000 + DAY_S
     assert admitted(limits, tier, 100) is not None  # the first hundred has left the day
 
@@ -93,7 +93,7 @@ def test_an_undone_call_counts_nowhere(clock: Clock) -> None:
     clock.now += 1
     gate.undo()
     gate.undo()
-    assert limits.standing(1) == Standing(0, 0, 0, 0)
+    assert limits.standing(1) == Standing(0, 0, 0, 0, 0.0)
     assert admitted(limits, tier, 10) is not None
 
 

@@ -16,11 +16,14 @@ from perilune.api import http
 from perilune.api.app import doors
 from perilune.backends.base import ModelEntry
 from perilune.errors import (
+    BackendFiltered,
+    BackendOutOfQuota,
     BackendRateLimited,
     BackendUnreachable,
     ContextTooLong,
     EngineGone,
     InsufficientBalance,
+    PeriluneError,
 )
 from perilune.settings import Settings
 
@@ -239,12 +242,27 @@ async def test_leaving_in_the_middle_of_the_body_costs_nothing(tmp_path: Path) -
 # ---- backends that fail
 
 
+KINDS = {
+    BackendUnreachable: "server_unavailable",
+    EngineGone: "server_unavailable",
+    ContextTooLong: "invalid_request_error",
+    BackendRateLimited: "engine_overloaded_error",
+    BackendOutOfQuota: "exceeded_current_quota_error",
+    BackendFiltered: "content_filter",
+    PeriluneError: "server_error",
+}
+
+
 @pytest.mark.parametrize("stream", [True, False])
 @pytest.mark.parametrize(
     ("error", "status", "header"),
     [
         (BackendUnreachable("no route"), 503, None),
         (BackendRateLimited("busy", retry_after_s=2.4), 429, ("retry-after", "3")),
+        (BackendRateLimited("busy"), 429, ("retry-after", "1")),
+        (BackendOutOfQuota("used up"), 429, ("x-should-retry", "false")),
+        (BackendFiltered("high risk"), 400, None),
+        (PeriluneError("a defect"), 500, None),
         (InsufficientBalance("broke"), 429, ("x-should-retry", "false")),
         (ContextTooLong("too long"), 400, None),
         (EngineGone("died"), 503, None),
@@ -255,7 +273,7 @@ async def test_an_error_before_the_first_word_has_its_status(
 ) -> None:
     async with serving(tmp_path, Failing(error, 0)) as api:
         got, told, headers = await send(web, api, json=HI | {"stream": stream})
-        kind = "invalid_request_error" if status == 400 else error.code
+        kind = KINDS.get(type(error), error.code)
         assert (got, told["error"]["type"]) == (status, kind)
         assert error.message in told["error"]["message"]
         assert header is None or headers[header[0]] == header[1]

@@ -6,6 +6,7 @@ import asyncio
 import json
 import logging
 import re
+import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -243,6 +244,20 @@ async def test_066_the_fourth_request_of_a_minute(tmp_path: Path) -> None:
         answer = await k26.ask()
         limited(answer, "max RPM: 3, please try again after")
         assert 1 <= int(answer.headers["retry-after"]) <= 60
+
+
+async def test_066_headers_say_how_many_are_left(tmp_path: Path) -> None:
+    names = ("x-ratelimit-limit", "x-ratelimit-remaining", "x-ratelimit-reset")
+    async with kimi_serving(tmp_path, tier="kimi-0") as k26:
+        left = []
+        for stream in (False, True, False, False):
+            answer = await k26.ask(stream=stream)
+            limit, remaining, reset = (int(answer.headers[name]) for name in names)
+            assert limit == 3 and 0 < reset - time.time() <= 61
+            left.append((answer.status, remaining))
+        assert left == [(200, 2), (200, 1), (200, 0), (429, 0)]
+    async with kimi_serving(tmp_path / "none") as k26:
+        assert not set(names) & {name.lower() for name in (await k26.ask()).headers}
 
 
 async def test_067_the_second_at_once(tmp_path: Path) -> None:

@@ -31,6 +31,7 @@ from perilune.errors import (
     BackendAuth,
     BackendError,
     BackendInterrupted,
+    BackendOutOfQuota,
     BackendProtocol,
     BackendRateLimited,
     BackendRefused,
@@ -200,7 +201,7 @@ FINAL: list[tuple[Handler, type[PeriluneError], str]] = [
     (raw(STREAM_HEAD + b"".join(GOOD_CHUNKS[:3])), BackendInterrupted, "before it was complete"),
     (raw(STREAM_HEAD + GOOD_CHUNKS[0][:-9]), BackendInterrupted, "was cut"),
     (raw(STREAM_HEAD), BackendInterrupted, "before it was complete"),
-    (error(429, "pay", "exceeded_current_quota_error"), BackendRateLimited, "pay.*top up"),
+    (error(429, "pay", "exceeded_current_quota_error"), BackendOutOfQuota, "pay.*top up"),
     (error(429, "wait", retry_after="3600"), BackendRateLimited, "wait"),
     (error(500, "broken", x_should_retry="false"), BackendError, "broken"),
 ]

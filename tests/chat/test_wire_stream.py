@@ -32,7 +32,9 @@ from perilune.chat.wire import (
 from perilune.errors import (
     BackendAuth,
     BackendError,
+    BackendFiltered,
     BackendInterrupted,
+    BackendOutOfQuota,
     BackendProtocol,
     BackendRateLimited,
     BackendRefused,
@@ -323,7 +325,7 @@ def test_errors_inside_a_200() -> None:
         read(sse({"error": {"message": "out of memory"}}))
     with pytest.raises(BackendRateLimited):
         read(sse({"error": {"message": "slow down", "code": 429}}))
-    with pytest.raises(BackendRefused):
+    with pytest.raises(BackendFiltered, match="considered high risk"):
         read(sse(delta("content_filter")))
 
 
@@ -345,6 +347,15 @@ def test_http_errors_keep_the_endpoints_words(status: int, kind: type[BackendErr
 def test_a_rate_limit_keeps_its_waiting_time() -> None:
     error = decode_error(429, b"", 2.5)
     assert isinstance(error, BackendRateLimited) and error.retry_after_s == 2.5
+
+
+def test_refusals_of_a_kind_of_their_own() -> None:
+    filtered = decode_error(400, b'{"error": {"type": "content_filter", "message": "because"}}')
+    assert isinstance(filtered, BackendFiltered) and "considered high risk: because" in filtered.message
+    assert json.loads(encode_error(filtered))["error"]["type"] == "content_filter"
+    for kind in (b"exceeded_current_quota_error", b"insufficient_quota"):
+        used_up = decode_error(429, b'{"error": {"type": "%b", "message": "because"}}' % kind)
+        assert isinstance(used_up, BackendOutOfQuota) and "because" in used_up.message
 
 
 def test_a_whole_answer_as_events() -> None:

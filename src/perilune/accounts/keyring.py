@@ -107,16 +107,22 @@ class Keyring:
 
     def authenticate(self, secret: str, scope: str) -> Principal:
         """Whose key this is. Raises InvalidKey (unknown, disabled, expired), Forbidden (wrong scope)."""
-        refused = InvalidKey("the API key is not valid", mend="check it, or use one from keys.json in HOME")
+        refused = InvalidKey(
+            "Invalid Authentication: the API key is not valid",
+            mend="check it, or use one from keys.json in HOME",
+        )
         if not well_formed(secret):
             raise refused
         row = self._keys.get(digest_of(secret, self._secret))
         if row is None or row.disabled:
             raise refused
         if self._expired(row):
-            raise InvalidKey("the API key has expired", mend="make a new one")
+            raise InvalidKey("Invalid Authentication: the API key has expired", mend="make a new one")
         if scope not in row.principal.scopes:
-            raise Forbidden(f"this API key lacks the scope {scope}", mend=f"use a key with the scope {scope}")
+            raise Forbidden(
+                f"The API you are accessing is not open: this API key lacks the scope {scope}",
+                mend=f"use a key with the scope {scope}",
+            )
         self._used[row.principal.key_id] = self._now()
         return row.principal
 

@@ -61,6 +61,11 @@ class Window:
                 self.total -= amount
                 return
 
+    def clear(self, now: float) -> float:
+        """Seconds until all of it has left."""
+        last = next((last for _, last, amount in reversed(self._entries) if amount), -self._span)
+        return max(last + self._span - now, 0.0)
+
     def wait(self, excess: int, now: float) -> float:
         """Seconds until at least so much has left."""
         for _, last, amount in self._entries:
@@ -95,6 +100,8 @@ class Standing:
     requests: int
     tokens: int
     day_tokens: int
+    requests_clear_s: float
+    """Until the last minute's requests count no longer, if no more are made."""
 
 
 class Gate:
@@ -147,8 +154,15 @@ class Limits:
 
     def standing(self, organisation_id: int) -> Standing:
         meters = self._meters.get(organisation_id) or _Meters()
-        meters.expire(self._clock())
-        return Standing(meters.running, meters.requests.total, meters.tokens.total, meters.day_tokens.total)
+        now = self._clock()
+        meters.expire(now)
+        return Standing(
+            meters.running,
+            meters.requests.total,
+            meters.tokens.total,
+            meters.day_tokens.total,
+            meters.requests.clear(now),
+        )
 
     @property
     def running(self) -> int:

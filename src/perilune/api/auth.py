@@ -6,11 +6,14 @@ exist. The path in the request's URL plays no part in the decision: only the mat
 
 from __future__ import annotations
 
+from functools import partial
+
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
 from perilune.api.http import header
+from perilune.api.rate_headers import rate_headers
 from perilune.api.strangers import Strangers
 from perilune.errors import InvalidKey
 
@@ -27,11 +30,13 @@ class Guarded:
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         try:
             secret = bearer(header(scope, b"authorization"))
-            scope["perilune.principal"] = self._accounts.authenticate(secret, self._needs)
+            principal = self._accounts.authenticate(secret, self._needs)
         except InvalidKey:
             client = scope.get("client")
             self._strangers.came(client[0] if client else "")
             raise
+        scope["perilune.principal"] = principal
+        scope["perilune.limits"] = partial(rate_headers, self._accounts, principal)
         await self._app(scope, receive, send)
 
 
@@ -47,6 +52,8 @@ def bearer(value: str) -> str:
     scheme, _, secret = value.strip().partition(" ")
     if scheme.lower() != "bearer" or not secret.strip():
         raise InvalidKey(
-            "no API key was sent", field="Authorization", mend="send `Authorization: Bearer plk_...`"
+            "Invalid Authentication: no API key was sent",
+            field="Authorization",
+            mend="send `Authorization: Bearer plk_...`",
         )
     return secret.strip()

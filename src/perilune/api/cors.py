@@ -10,7 +10,15 @@ from starlette.types import ASGIApp
 from perilune.errors import ConfigError
 
 ORIGIN = re.compile(r"https?://[a-z0-9.-]+(:\d{1,5})?|https?://\[[0-9a-f:.]+\](:\d{1,5})?")
-SHOWN = ("x-request-id", "retry-after", "x-should-retry", "x-perilune-adjusted")
+SHOWN = (
+    "x-request-id",
+    "retry-after",
+    "x-should-retry",
+    "x-perilune-adjusted",
+    "x-ratelimit-limit",
+    "x-ratelimit-remaining",
+    "x-ratelimit-reset",
+)
 KEEP_S = 600
 
 

@@ -46,7 +46,12 @@ class Edge:
             if message["type"] == "http.response.start":
                 status = message["status"]
                 value = request_id.encode()
-                message["headers"] = [*message.get("headers", ()), *((name, value) for name in ID_HEADERS)]
+                limits = scope.get("perilune.limits")
+                message["headers"] = [
+                    *message.get("headers", ()),
+                    *((name, value) for name in ID_HEADERS),
+                    *(limits() if limits else ()),
+                ]
             await send(message)
 
         try:
@@ -98,7 +103,7 @@ def told(error: Exception, what: str) -> PeriluneError:
 
 def _stopping() -> PeriluneError:
     error = PeriluneError("the server is stopping", mend="try again in a moment")
-    error.code = "server_unavailable"
+    error.http_status = 503
     return error
 
 
@@ -112,6 +117,7 @@ async def http_problem(request: HttpRequest, problem: Exception) -> Response:
         405: f"{request.method} is not allowed on {path}",
     }
     error = PeriluneError(texts.get(problem.status_code, problem.detail))
+    error.http_status = problem.status_code
     error.code = HTTP_TYPES.get(problem.status_code, "invalid_request_error")
     headers = dict(problem.headers or {})
     if problem.status_code == 405:

@@ -10,7 +10,14 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
-from perilune.errors import InsufficientBalance, InvalidKey, LimitReached, PeriluneError
+from perilune.errors import (
+    BackendOutOfQuota,
+    BackendRateLimited,
+    InsufficientBalance,
+    InvalidKey,
+    LimitReached,
+    PeriluneError,
+)
 
 MAX_BODY_BYTES = 100 * 1024 * 1024
 """The hosted API's limit."""
@@ -21,6 +28,8 @@ STALL_S = 30
 DISCARD_BYTES = 1024**3
 DISCARD_S = 30
 JSON = b"application/json"
+OVERLOADED_RETRY_S = 1.0
+"""How long to wait for an overloaded endpoint that did not say."""
 CLOSE = {"connection": "close"}
 """For refusals of a body that was not read: its rest would be taken for the next request."""
 
@@ -115,10 +124,13 @@ def error_headers(error: PeriluneError) -> Headers:
     """What clients act upon: how long to wait, that waiting is pointless, how to sign in."""
     headers: Headers = []
     wait: float | None = getattr(error, "retry_after_s", None)
+    used_up = isinstance(error, InsufficientBalance | BackendOutOfQuota)
+    if wait is None and isinstance(error, BackendRateLimited) and not used_up:
+        wait = OVERLOADED_RETRY_S
     if wait is not None:
         headers.append((b"retry-after", b"%d" % max(1, math.ceil(wait))))
     exhausted = isinstance(error, LimitReached) and not error.passing
-    if isinstance(error, InsufficientBalance) or exhausted:
+    if used_up or exhausted:
         headers.append((b"x-should-retry", b"false"))
     if isinstance(error, InvalidKey):
         headers.append((b"www-authenticate", b"Bearer"))

@@ -168,14 +168,7 @@ def refusal(response: aiohttp.ClientResponse | PlainResponse, body: bytes, url: 
     error = decode_error(status, body, retry_after(response.headers.get("Retry-After")))
     if status == 404 and error.mend is None:
         error.mend = f"check the model's name with `perilune connect`, then the URL {url}"
-    if status == 429 and is_out_of_quota(body):
-        error.mend = "top up the endpoint's account"
     return error
-
-
-def is_out_of_quota(body: bytes) -> bool:
-    """A 429 that no waiting mends."""
-    return b"quota_error" in body or b"insufficient_quota" in body
 
 
 def is_too_long(body: bytes) -> bool:

@@ -22,6 +22,7 @@ import msgspec
 from perilune.backends.base import Backend, ModelEntry, complete
 from perilune.backends.scripted import events_of
 from perilune.chat.messages import Event, Request, ToolCall
+from perilune.chat.wire_stream import OVERLOADED
 from perilune.errors import (
     BackendError,
     BackendInterrupted,
@@ -152,7 +153,7 @@ def _error(draw: float) -> BackendError:
     if draw < 1 / 3:
         return BackendUnreachable("the model's endpoint refused the connection", mend=mend)
     if draw < 2 / 3:
-        return BackendRateLimited("the model's endpoint is overloaded", retry_after_s=0.0, mend=mend)
+        return BackendRateLimited(f"{OVERLOADED}: a fault that was asked for", retry_after_s=0.0, mend=mend)
     return BackendError("the model's endpoint failed with HTTP 500", mend=mend)
 
 

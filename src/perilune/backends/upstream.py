@@ -29,7 +29,6 @@ from perilune.backends.endpoint import (
     auth_headers,
     base_url,
     connection_error,
-    is_out_of_quota,
     is_too_long,
     may_pass,
     new_session,
@@ -47,6 +46,7 @@ from perilune.errors import (
     BackendAuth,
     BackendError,
     BackendInterrupted,
+    BackendOutOfQuota,
     BackendProtocol,
     BackendRateLimited,
     BackendRefused,
@@ -235,7 +235,8 @@ class UpstreamBackend:
             refused = refusal(response, body, self.url)
             if isinstance(refused, BackendRefused) and is_too_long(body):
                 raise ContextTooLong(refused.message, mend="shorten the conversation")
-            final = response.headers.get("x-should-retry") == "false" or is_out_of_quota(body)
+            final = response.headers.get("x-should-retry") == "false"
+            final = final or isinstance(refused, BackendOutOfQuota)
             raise refused if final or not is_passing(refused) else _Passing(refused)
         first_call = sum(len(message.tool_calls) for message in request.messages)
         first = await response.content.readany()

@@ -22,7 +22,7 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.errors import InputError, PeriluneError
+from perilune.errors import BackendFiltered, InputError, PeriluneError
 
 DONE = b"data: [DONE]\n\n"
 
@@ -122,9 +122,13 @@ class ChunkEncoder:
         return b"".join((*parts, DONE))
 
 
+WIRE_TYPES = {400: InputError.code, 500: "server_error", 503: "server_unavailable"}
+"""The hosted API's one type for all errors of a status; the message says what it is."""
+
+
 def encode_error(error: PeriluneError) -> bytes:
-    """The hosted API has one type for all that is wrong with a request; the message says what."""
-    kind = InputError.code if error.http_status == 400 else error.code
+    filtered = isinstance(error, BackendFiltered)
+    kind = error.code if filtered else WIRE_TYPES.get(error.http_status, error.code)
     return _json({"error": {"message": str(error), "type": kind}})
 
 

@@ -28,7 +28,9 @@ from perilune.chat.messages import (
 from perilune.errors import (
     BackendAuth,
     BackendError,
+    BackendFiltered,
     BackendInterrupted,
+    BackendOutOfQuota,
     BackendProtocol,
     BackendRateLimited,
     BackendRefused,
@@ -38,6 +40,8 @@ from perilune.errors import (
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 """A longer server-sent event is not an answer but an attack or a defect."""
 DETAIL_CHARS = 300
+OVERLOADED = "The engine is currently overloaded, please try again later"
+HIGH_RISK = "The request was rejected because it was considered high risk"
 NOT_OPENAI = "check that the URL is that of an OpenAI-compatible endpoint"
 LINE_END = re.compile(rb"\r\n|\n|\r")
 FINISH_REASONS: dict[str, FinishReason] = {
@@ -226,7 +230,7 @@ class _Answer:
 
     def _note_reason(self, reason: str) -> None:
         if reason == "content_filter":
-            raise BackendRefused("the endpoint's content filter stopped the answer")
+            raise BackendFiltered(f"{HIGH_RISK}: the endpoint's content filter stopped the answer")
         if any(not call.started for call in self._calls):
             raise BackendProtocol("the endpoint sent a tool call without a name")
         meant = FINISH_REASONS.get(reason, "stop")
@@ -256,6 +260,11 @@ def decode_completion(body: bytes, first_call: int = 0) -> Completion:
     return assembler.completion()
 
 
+def is_out_of_quota(body: bytes) -> bool:
+    """A 429 that no waiting mends."""
+    return b"quota_error" in body or b"insufficient_quota" in body
+
+
 def decode_error(status: int, body: bytes, retry_after_s: float | None = None) -> BackendError:
     """What an HTTP status of 400 or more means, with the endpoint's own words."""
     detail = _detail(body)
@@ -264,9 +273,17 @@ def decode_error(status: int, body: bytes, retry_after_s: float | None = None) -
             f"the model endpoint refused the key: {detail}", field="model_key", mend="correct it"
         )
     if status == 429:
+        if is_out_of_quota(body):
+            return BackendOutOfQuota(
+                f"the model endpoint's account is used up: {detail}", mend="top up the endpoint's account"
+            )
         return BackendRateLimited(
-            f"the model endpoint is at its limit: {detail}", retry_after_s=retry_after_s, mend="try later"
+            f"{OVERLOADED}: the model endpoint is at its limit: {detail}",
+            retry_after_s=retry_after_s,
+            mend="try later",
         )
+    if status == 400 and b"content_filter" in body:
+        return BackendFiltered(f"{HIGH_RISK}: {detail}", mend="change what is asked")
     if 400 <= status < 500 and status != 408:
         return BackendRefused(f"the model endpoint refused the request ({status}): {detail}")
     if status in (408, 502, 503, 504):
