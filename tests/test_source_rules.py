@@ -77,6 +77,7 @@ FORBIDDEN_ARGUMENTS = {
     ("allow_pickle", True): "unpickles",
     ("weights_only", False): "unpickles",
 }
+FETCH = re.compile(r"session\.(get|post|put|delete|head|request)$")
 FORBIDDEN_NAMES = {"CERT_NONE": "turns off TLS's checks"}
 
 
@@ -135,6 +136,12 @@ def _forbidden(node: ast.AST) -> Iterator[tuple[str, str]]:
         called = ast.unparse(node.func)
         if called in FORBIDDEN_CALLS:
             yield called, FORBIDDEN_CALLS[called]
+        named = {given.arg for given in node.keywords}
+        if FETCH.search(called) and named and "allow_redirects" not in named:
+            yield (
+                called,
+                "follows redirects unless told otherwise: an endpoint would choose where our key goes",
+            )
         for given in node.keywords:
             if isinstance(given.value, ast.Constant):
                 pair = (given.arg or "", given.value.value)
@@ -260,6 +267,7 @@ def test_the_rule_on_sql_allows(code: str) -> None:
         "subprocess.run(line, shell=True)",
         "session.get(url, ssl=False)",
         "session.get(url, allow_redirects=True)",
+        "await self._session.post(url, data=body)",
         "context.verify_mode = ssl.CERT_NONE",
     ],
 )
