@@ -114,7 +114,9 @@ async def test_017_penalties(k26: Kimi, name: str) -> None:
 
 
 async def test_018_temperature_is_judged_first(k26: Kimi) -> None:
-    assert "top_p" not in (await k26.ask(temperature=0.5, top_p=0.8)).refused("invalid temperature")
+    for other in ({"top_p": 0.8}, {"n": 2}, {"presence_penalty": 0.5}, {"frequency_penalty": 0.5}):
+        told = (await k26.ask(**other, temperature=0.5)).refused("invalid temperature")
+        assert f"invalid {next(iter(other))}" not in told
 
 
 async def test_019_the_longest_answer(k26: Kimi) -> None:
@@ -150,8 +152,9 @@ async def test_025_calls_need_no_text(k26: Kimi) -> None:
 
 async def test_026_stops(k26: Kimi) -> None:
     (await k26.ask(stop=list("abcdef"))).refused("maximum length 5")
-    (await k26.ask(stop=["x" * 33])).refused("must not be longer than 32")
-    assert (await k26.ask(stop=["x" * 32, *"abcd"])).status == 200
+    for long in ("x" * 33, ["x" * 33], ["é" * 17]):
+        (await k26.ask(stop=long)).refused("must not be longer than 32")
+    assert (await k26.ask(stop=["é" * 16, *"abcd"])).status == 200
 
 
 async def test_028_unknown_fields(k26: Kimi) -> None:

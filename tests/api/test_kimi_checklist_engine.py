@@ -51,9 +51,27 @@ async def k26(tmp_path_factory: pytest.TempPathFactory) -> AsyncIterator[Kimi]:
         await backend.close()
 
 
+async def test_011_keep_all_keeps_earlier_thinking(k26: Kimi) -> None:
+    """Of earlier turns; that of the tool loop under way is always kept."""
+    thought = {"role": "assistant", "content": "Hi.", "reasoning_content": "A greeting is due."}
+    sizes = [
+        (await k26.ask(messages=[*HI, thought, *HI], thinking=thinking, max_tokens=1)).usage["prompt_tokens"]
+        for thinking in ({"type": "enabled", "keep": keep} for keep in (None, "all"))
+    ]
+    assert sizes[1] - sizes[0] >= len("A greeting is due.") / 2
+
+
 async def test_020_a_small_cap(k26: Kimi) -> None:
-    answer = await k26.ask(max_tokens=5)
-    assert answer.choice["finish_reason"] == "length" and 0 < answer.usage["completion_tokens"] <= 5
+    for name in ("max_tokens", "max_completion_tokens"):
+        answer = await k26.ask(**{name: 5})
+        assert answer.choice["finish_reason"] == "length" and 0 < answer.usage["completion_tokens"] <= 5
+        assert answer.message["content"] == ""  # it was cut while it thought
+
+
+async def test_036_totals(k26: Kimi) -> None:
+    usage = (await k26.ask(max_tokens=5)).usage
+    assert usage["completion_tokens"] == usage["completion_tokens_details"]["reasoning_tokens"] == 5
+    assert usage["total_tokens"] == usage["prompt_tokens"] + 5
 
 
 async def test_022_a_prompt_over_the_context(k26: Kimi) -> None:

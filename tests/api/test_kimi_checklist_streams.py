@@ -77,6 +77,7 @@ async def test_034_usage_on_request(k26: Kimi) -> None:
     plain = (await k26.ask(stream=True)).chunks
     chunks = (await k26.ask(stream=True, stream_options={"include_usage": True})).chunks
     assert len(chunks) == len(plain) + 1 and all(chunk["choices"] for chunk in plain)
+    assert [chunk["usage"] for chunk in chunks[:-1]] == [None] * len(plain)
     assert chunks[-1]["choices"] == [] and chunks[-1]["usage"] == chunks[-2]["choices"][0]["usage"]
 
 
@@ -113,6 +114,8 @@ async def test_042_a_call_without_its_answer(k26: Kimi) -> None:
     history = loop("get_weather:0", "get_weather:1")
     for lacking in (history[:-1], [*history[:-1], *HI]):
         told = (await k26.ask(messages=lacking, tools=[WEATHER])).refused(
+            "Invalid request: an assistant message with 'tool_calls' must be followed by tool messages "
+            "responding to each 'tool_call_id'. "
             "The following tool_call_ids did not have response messages: get_weather:1"
         )
         assert "get_weather:0" not in told
@@ -227,6 +230,22 @@ async def test_064_the_balance(k26: Kimi) -> None:
     assert (body["code"], body["scode"], body["status"]) == (0, "0x0", True)
     assert set(body["data"]) == {"available_balance", "voucher_balance", "cash_balance"}
     assert all(isinstance(value, float) for value in body["data"].values())
+
+
+async def test_064_what_was_paid_and_granted(tmp_path: Path) -> None:
+    """Five decimals; available are both, and the voucher alone where cash is below zero."""
+    async with kimi_serving(tmp_path, prepaid=True) as k26:
+        wallets = k26.api.accounts.wallets
+        wallets.enter(1, "deposit", 3_000_019_999, "in", actor="test")
+        wallets.enter(1, "voucher", 46_588_930_000, "gift", actor="test")
+        for more, cash, available in ((0, 3.00001, 49.58894), (-5 * USD, -1.99999, 46.58893)):
+            if more:
+                wallets.enter(1, "correction", more, "out", actor="test")
+            assert (await k26.get("/v1/users/me/balance")).body["data"] == {
+                "available_balance": available,
+                "voucher_balance": 46.58893,
+                "cash_balance": cash,
+            }
 
 
 async def test_065_nothing_left(tmp_path: Path) -> None:
