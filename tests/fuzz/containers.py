@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from random import Random
 
-LARGEST = 300_000
+LARGEST = 60_000
 """Bytes of a damaged file."""
 
 
@@ -209,7 +209,7 @@ def damaged_parts(random: Random, data: bytes, damaged: Callable[[Random, bytes]
                 other, to = random.choice(places)
                 holder[at] = Part(other[min(to, len(other) - 1)].name, part.body, part.inner, part.tail)
             case 4 if len(write([part])) < 200:
-                holder[at:at] = [part] * random.choice((3, 50, 1000))
+                holder[at:at] = [part] * random.choice((3, 3, 50, 300))
             case _ if part.tail and random.random() < 0.5:
                 part.tail = damaged(random, part.tail)
             case _:

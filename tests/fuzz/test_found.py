@@ -4,18 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import struct
+import zlib
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from tests.chat.hostile_media import png_of
 from tests.fuzz.checkpoint_targets import framed
 from tests.fuzz.targets import TARGETS
 
 from perilune.backends.served import CARD, _read_card
 from perilune.chat.jinja import TEMPLATE_FILE, JinjaTemplate
 from perilune.chat.media_rules import RULES_FILE, load_rules
+from perilune.chat.pictures import decode_image
 from perilune.chat.tokenizer import CONFIG_FILE, RANKS_FILE, Tokenizer
-from perilune.errors import CheckpointError, PeriluneError, TokenizerError
+from perilune.errors import CheckpointError, InputError, PeriluneError, TokenizerError
 from perilune.model.content_hash import LIST_NAME, read_list
 from perilune.model.headers import scan_header
 from perilune.model.tiny import write_byte_tokenizer
@@ -100,6 +104,16 @@ def test_a_strangers_name_stays_one_short_line_that_can_be_printed(name: str, tm
     line = str(scan_header(path).faults[name])
     assert line.isprintable() and len(line) < 600
     assert str(PeriluneError("m", field="messages[0].content")) == "messages[0].content: m"
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+def test_colours_of_a_palette_that_is_not_there() -> None:
+    """Pillow asserts that it is."""
+    head = struct.pack(">IIBBBBB", 2, 2, 4, 3, 0, 0, 0)
+    data = png_of((b"IHDR", head), (b"IDAT", zlib.compress(bytes(4))), (b"tRNS", b"\xff\xff\0"))
+    with pytest.raises(InputError, match="its parts contradict each other") as caught:
+        decode_image(data, "messages[0].content[0]")
+    assert caught.value.field == "messages[0].content[0]" and caught.value.mend
 
 
 def test_inputs_found_before(tmp_path: Path) -> None:

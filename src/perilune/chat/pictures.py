@@ -36,13 +36,16 @@ BROKEN = (
     ValueError,
     SyntaxError,
     EOFError,
-    OverflowError,
+    ArithmeticError,
     LookupError,
     TypeError,
+    AttributeError,
+    AssertionError,
+    RuntimeError,
     struct.error,
     zlib.error,
 )
-"""What Pillow's readers raise on damaged files."""
+"""What Pillow's readers raise on damaged files: their own checks, and what else comes of trusting a file."""
 
 
 class _TooManyParts(Exception):
@@ -84,8 +87,9 @@ def decode_image(data: bytes, where: str) -> Pillow.Image:
         except _TooManyParts as error:
             raise _cut_up(where) from error
         except BROKEN as error:
+            why = str(error) or "its parts contradict each other"
             raise InputError(
-                f"the image cannot be decoded: {error}", field=where, mend="the file is damaged: save it anew"
+                f"the image cannot be decoded: {why}", field=where, mend="the file is damaged: save it anew"
             ) from error
 
 
