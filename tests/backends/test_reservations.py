@@ -7,11 +7,12 @@ import asyncio
 import uuid
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack, ExitStack, aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 import msgspec
 import pytest
-from hypothesis import event, given, settings
+from hypothesis import event, example, given, settings
 from hypothesis import strategies as st
 
 from perilune.accounts.accounts import Accounts
@@ -19,8 +20,11 @@ from perilune.accounts.keys import Principal
 from perilune.backends.base import ModelEntry
 from perilune.backends.metered import LEAST_ANSWER, MARKER_TOKENS, MeteredBackend
 from perilune.backends.scripted import scripted_entry
-from perilune.chat.messages import Event, Message, Request, TextDelta, Tool
+from perilune.chat.messages import Event, Message, Request, TextDelta, Tool, ToolCall
+from perilune.chat.template import prompt_ids
+from perilune.chat.tokenizer import Tokenizer
 from perilune.errors import InsufficientBalance, LimitReached
+from perilune.model.tiny import write_byte_tokenizer
 from perilune.settings import Settings
 
 INPUT, OUTPUT = 950, 4000
@@ -28,7 +32,7 @@ INPUT, OUTPUT = 950, 4000
 MONEY = st.one_of(
     st.none(),
     st.integers(0, 3_000_000),
-    st.integers(0, 40_000_000),
+    st.integers(1_000_000, 20_000_000),
     st.builds(lambda prompt, answer, off: prompt * INPUT + answer * OUTPUT + off,
               st.integers(0, 600), st.sampled_from([1, 255, 256, 257, 1024]), st.integers(-1, 1)),
 )  # fmt: skip
@@ -120,7 +124,8 @@ class Expected:
         """The answer's most tokens, and whether the call is let in."""
         case = self.case
         if case.asked is not None:
-            length = min(case.asked, case.context)
+            known = estimate if case.counted is not None else 0
+            length = max(1, min(case.asked, case.context - known))
             return length, bound * INPUT + length * OUTPUT <= self.free()
         most = max(1, min(case.most_output, case.context - estimate))
         least = min(LEAST_ANSWER, most)
@@ -191,7 +196,102 @@ async def holds(case: Case, accounts: Accounts) -> None:
         assert state.reserved == (expected.reserved if case.cash is not None else 0)
 
 
+TEXT = st.text(max_size=40)
+NAMES = st.text("abcdefghij_", min_size=1, max_size=60)
+SCHEMAS = st.recursive(
+    st.sampled_from([{}, {"type": "string"}, {"type": "integer", "maximum": 9}, {"type": "null"}])
+    | st.builds(lambda text: {"type": "string", "description": text}, st.text("a\n☾", max_size=30)),
+    lambda inner: (
+        st.builds(
+            lambda properties, required: {"type": "object", "properties": properties, "required": required},
+            st.dictionaries(NAMES, inner, max_size=5),
+            st.lists(NAMES, max_size=2),
+        )
+        | st.builds(lambda items: {"type": "array", "items": items}, inner)
+        | st.builds(lambda options: {"anyOf": options}, st.lists(inner, min_size=1, max_size=3))
+    ),
+    max_leaves=8,
+)
+PARAMETERS = st.builds(
+    lambda inner: {"type": "object", "properties": inner}, st.dictionaries(NAMES, SCHEMAS, max_size=8)
+)
+TOOLS = st.builds(Tool, name=NAMES, description=TEXT, parameters=PARAMETERS)
+CALLS = st.lists(st.builds(ToolCall, id=st.sampled_from("abc"), name=NAMES, arguments=TEXT), max_size=3)
+
+
+@st.composite
+def turns(draw: st.DrawFn) -> list[Message]:
+    """A question, and an answer that may think and call tools, with what they gave."""
+    calls = tuple(draw(CALLS))
+    answer = Message(role="assistant", content=draw(TEXT), reasoning=draw(TEXT), tool_calls=calls)
+    given_back = [Message(role="tool", content=draw(TEXT), tool_call_id=call.id) for call in calls]
+    return [Message(role="user", content=draw(TEXT)), answer, *given_back]
+
+
+@pytest.fixture(scope="module")
+def bytewise(tmp_path_factory: pytest.TempPathFactory) -> Tokenizer:
+    """The worst of all tokenizers: one token for each byte."""
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_byte_tokenizer(folder)
+    return Tokenizer.load(folder)
+
+
+def calls_of(name: str, count: int) -> list[Message]:
+    """At once, with the shortest of ids."""
+    made = tuple(ToolCall("a", name, "") for _ in range(count))
+    answer = Message(role="assistant", content="", tool_calls=made)
+    return [answer, *[Message(role="tool", content="", tool_call_id="a") for _ in made]]
+
+
+@settings(max_examples=40, deadline=None)
+@given(conversation=st.lists(turns(), max_size=4), tools=st.lists(TOOLS, max_size=3), thinking=st.booleans())
+@example(
+    conversation=[],
+    tools=[Tool(name="f", parameters={"type": "object", "properties": {f"p{n}": {} for n in range(100)}})],
+    thinking=True,
+)
+@example(conversation=[calls_of("f" * 64, 100)], tools=[], thinking=True)
+def test_an_uncounted_prompt_is_never_bounded_too_low(
+    books: dict[bool, Accounts],
+    bytewise: Tokenizer,
+    conversation: list[list[Message]],
+    tools: list[Tool],
+    thinking: bool,
+) -> None:
+    accounts = books[False]
+    entry = msgspec.structs.replace(scripted_entry(), context_length=1 << 20)
+    messages = tuple(message for turn in conversation for message in turn)
+    request = Request(
+        model="scripted",
+        messages=(*messages, Message(role="user", content="")),
+        tools=tuple(tools),
+        thinking=thinking,
+        keep_thinking=True,
+    )
+    metered = MeteredBackend(Held(entry, None), accounts, accounts.local_principal())
+    quote = asyncio.run(metered.quote(request))
+    assert len(prompt_ids(request, bytewise)) <= quote.prompt_bound
+
+
+def case(**more: Any) -> Case:
+    usual = Case(None, None, None, 0, 4000, 1024, "x", (), counted=100, asked=None, calls=2)
+    return replace(usual, **more)
+
+
 @settings(max_examples=60, deadline=None)
 @given(case=CASES)
+@example(case=case(key_budget=100 * INPUT + 256 * OUTPUT))
+@example(case=case(key_budget=100 * INPUT + 256 * OUTPUT - 1))
+@example(case=case(cash=100 * INPUT + 255 * OUTPUT, voucher=OUTPUT))
+@example(
+    case=case(key_budget=100 * INPUT + 300 * OUTPUT, project_budget=100 * INPUT + 400 * OUTPUT, cash=None)
+)
+@example(
+    case=case(key_budget=100 * INPUT + 400 * OUTPUT, project_budget=100 * INPUT + 300 * OUTPUT, cash=10**9)
+)
+@example(case=case(key_budget=10**9, cash=100 * INPUT + 300 * OUTPUT + 1, calls=1))
+@example(case=case(counted=None, text="word " * 100, context=800))
+@example(case=case(counted=700, context=800))
+@example(case=case(counted=700, context=800, asked=500))
 def test_the_reservation_is_the_rule(books: dict[bool, Accounts], case: Case) -> None:
     asyncio.run(holds(case, books[case.cash is not None]))

@@ -24,6 +24,7 @@ from perilune.accounts.keys import Principal
 from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.router import Router, find_entry
+from perilune.chat.declaration import declare_typescript
 from perilune.chat.messages import (
     Assembler,
     Completion,
@@ -265,7 +266,7 @@ def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:
     byte. What media come to is unknown, so with media the bound is the whole context."""
     size, markers, media = 0, 1 + len(request.tools), False
     if request.tools:
-        size += len(msgspec.json.encode(request.tools))
+        size += max(len(msgspec.json.encode(request.tools)), len(declare_typescript(request.tools).encode()))
     if request.json_schema is not None:
         size += len(msgspec.json.encode(request.json_schema))
     for message in request.messages:
