@@ -84,7 +84,7 @@ def test_a_format_for_text_need_not_agree_on_pictures(tmp_path: Path) -> None:
         ("message.name or message.role", "message.role", "a named speaker"),
         ("## Return of ", "## Returned by ", "an open tool loop"),
         ("~ message.tool_call_id ~ '\\n'", "~ message.tool_call_id ~ ' '", "an open tool loop"),
-        ("if not message.tool_calls", "if true", "an open tool loop"),
+        (" and not message.tool_calls", "", "an open tool loop"),
         ("{{- content -}}", "{{- content | trim -}}", "blanks and newlines"),
         ("{{- content -}}", "{{- content | e -}}", "not ASCII, and markup"),
         ("<|media_end|>\\n", "<|media_end|>", "text and a picture"),

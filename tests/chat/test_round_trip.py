@@ -1,140 +1,120 @@
 """What is rendered, parsed and rendered again is the same prompt, for random conversations."""
 
+from collections.abc import Sequence
+from pathlib import Path
+
 import msgspec
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.chat.conversations import TEXT, Conversation, answers, conversations
 
-from perilune.chat.messages import Assembler, Finished, Message, Tool, ToolCall, Usage
+from perilune.chat.jinja import JinjaTemplate
+from perilune.chat.messages import Assembler, Event, Finished, Message, Request, Tool, ToolCall, Usage
 from perilune.chat.parsing import StreamParser
-from perilune.chat.parsing_spelling import MISSPELT_SECTION
-from perilune.chat.template import call_id, encode, next_call_index, render
-from perilune.chat.tokenizer import (
-    END_THINK,
-    IM_ASSISTANT,
-    IM_END,
-    IM_MIDDLE,
-    SECTION_BEGIN,
-    THINK,
-    Tokenizer,
-)
+from perilune.chat.placeholders import prompt_with_media
+from perilune.chat.template import MEDIA_PAD, encode, next_call_index, prompt_ids, render, starts_thinking
+from perilune.chat.tokenizer import END_THINK, IM_ASSISTANT, IM_END, IM_MIDDLE, THINK, Tokenizer
 from perilune.chat.variants import K2_THINKING, K25, K26, Variant
+from perilune.chat.wire import ChunkDecoder, ChunkEncoder, decode_request, encode_request
 
-SPELT = st.sampled_from(
-    (THINK, END_THINK, SECTION_BEGIN, IM_END, "<|tool_call_", "[EOS]", "🌙", "\n\n", " <")
-)
-PLAIN = st.text(st.characters(exclude_categories=("Cs",)), max_size=8)
-TEXT = st.lists(SPELT | PLAIN, max_size=4).map("".join)
-NAME = st.from_regex(r"[a-zA-Z_][a-zA-Z0-9_.\-]{0,12}", fullmatch=True).map(str)
 VARIANT = st.sampled_from((K26, K25, K2_THINKING))
+TEMPLATES = Path(__file__).parent / "templates"
 
 
-def _arguments(draw: st.DrawFn) -> str:
-    return draw(
-        st.sampled_from(("{}", '{"a": 1}', '{"é":"\\ud83c\\udf19"}', "{broken")) | TEXT.filter(str.strip)
-    )
-
-
-@st.composite
-def answers(draw: st.DrawFn, first: int) -> Message:
-    """What a model may say, in the form in which it is kept: reasoning does not end in blanks, blank text
-    before calls is gone, an answer is not empty."""
-    names = draw(st.lists(NAME, max_size=3))
-    calls = tuple(
-        ToolCall(call_id(name, first + place), name, _arguments(draw)) for place, name in enumerate(names)
-    )
-    content = draw(TEXT.filter(lambda text: not text.rstrip().endswith(MISSPELT_SECTION)))
-    if calls and not content.strip():
-        content = ""
-    reasoning = draw(TEXT).rstrip() or None
-    return Message(role="assistant", content=content, reasoning=reasoning, tool_calls=calls)
-
-
-@st.composite
-def conversations(draw: st.DrawFn) -> tuple[Message, ...]:
-    messages: list[Message] = []
-    if draw(st.booleans()):
-        messages.append(Message(role="system", content=draw(TEXT)))
-    for _ in range(draw(st.integers(1, 3))):
-        messages.append(Message(role="user", content=draw(TEXT)))
-        for _ in range(draw(st.integers(1, 2))):
-            answer = draw(answers(next_call_index(messages)))
-            messages.append(answer)
-            for call in answer.tool_calls:
-                name = draw(st.none() | NAME)
-                messages.append(Message(role="tool", content=draw(TEXT), tool_call_id=call.id, name=name))
-    return tuple(messages)
-
-
-def answers_within(ids: list[int], tokenizer: Tokenizer) -> list[list[int]]:
-    """The tokens of each assistant turn, from behind its opening think mark through its end."""
+def answers_within(ids: list[int], tokenizer: Tokenizer, thinking: bool = True) -> list[list[int]]:
+    """The tokens of each closed assistant turn, from behind what the prompt opens it with through its end."""
+    marks = [tokenizer.special(name) for name in ((THINK,) if thinking else (THINK, END_THINK))]
+    end = tokenizer.special(IM_END)
     found = []
     for place, token in enumerate(ids):
         if token == tokenizer.special(IM_ASSISTANT):
-            start = ids.index(tokenizer.special(IM_MIDDLE), place) + 2
-            found.append(ids[start : ids.index(tokenizer.special(IM_END), start) + 1])
+            start = ids.index(tokenizer.special(IM_MIDDLE), place) + 1
+            assert ids[start : start + len(marks)] == marks
+            if end in ids[start:]:
+                found.append(ids[start + len(marks) : ids.index(end, start) + 1])
     return found
 
 
-def parsed(ids: list[int], first: int, tokenizer: Tokenizer) -> Message:
-    parser = StreamParser(tokenizer, thinking=True, first_call=first)
+def events_of(
+    ids: list[int], first: int, tokenizer: Tokenizer, tools: Sequence[Tool] = (), thinking: bool = True
+) -> list[Event]:
+    parser = StreamParser(tokenizer, thinking=thinking, first_call=first, tools=tools)
+    return [*parser.feed(ids), *parser.close(), Finished("stop", Usage())]
+
+
+def whole(events: Sequence[Event]) -> Message:
     assembler = Assembler()
-    for event in (*parser.feed(ids), *parser.close(), Finished("stop", Usage())):
+    for event in events:
         assembler.add(event)
     return assembler.completion().message
 
 
-@settings(max_examples=150, deadline=None)
-@given(messages=conversations(), keep=st.booleans(), variant=VARIANT)
-def test_render_parse_render_is_the_identity(
-    small: Tokenizer, messages: tuple[Message, ...], keep: bool, variant: Variant
-) -> None:
-    tools = (Tool(name="f"),)
+def kept_reasoning(messages: Sequence[Message], thinking: bool, keep: bool, variant: Variant) -> list[str]:
+    """The rule of the reference, in its own words: nothing up to the last answer without calls."""
+    plain = [place for place, one in enumerate(messages) if one.role == "assistant" and not one.tool_calls]
+    last = plain[-1] if plain and not (keep and variant.can_keep) else -1
+    shown = thinking or not variant.can_switch
+    return [one.reasoning or "" if shown and place > last else "" for place, one in enumerate(messages)]
 
-    def ids_of(conversation: tuple[Message, ...]) -> list[int]:
+
+@settings(max_examples=80, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans(), variant=VARIANT)
+def test_render_parse_render_is_the_identity(
+    small: Tokenizer, talk: Conversation, thinking: bool, keep: bool, variant: Variant
+) -> None:
+    shows = thinking or not variant.can_switch
+
+    def ids_of(messages: Sequence[Message]) -> list[int]:
         pieces = render(
-            conversation, tools, thinking=True, keep_thinking=keep, generate=False, variant=variant
+            messages,
+            talk.tools,
+            thinking=thinking,
+            keep_thinking=keep,
+            generate=False,
+            variant=variant,
+            video_times=talk.times,
         )
         return encode(pieces, small)
 
-    once = ids_of(messages)
-    turns = iter(answers_within(once, small))
+    once = ids_of(talk.messages)
+    turns = iter(answers_within(once, small, shows))
     again: list[Message] = []
-    for message in messages:
+    for message in talk.messages:
         if message.role == "assistant":
-            message = parsed(next(turns), next_call_index(again), small)
+            first = next_call_index(again)
+            message = whole(events_of(next(turns), first, small, talk.tools, shows))
         again.append(message)
-    assert ids_of(tuple(again)) == once
-    if keep and variant.can_keep:
-        assert tuple(again) == messages
-    else:
-        assert [m.tool_calls for m in again] == [m.tool_calls for m in messages]
-        assert [m.content for m in again] == [m.content for m in messages]
+    assert ids_of(again) == once
+    reasoning = kept_reasoning(talk.messages, thinking, keep, variant)
+    assert tuple(again) == tuple(
+        msgspec.structs.replace(message, reasoning=kept or None)
+        for message, kept in zip(talk.messages, reasoning, strict=True)
+    )
 
 
-@settings(max_examples=60, deadline=None)
-@given(messages=conversations(), thinking=st.booleans(), variant=VARIANT)
+@settings(max_examples=40, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), variant=VARIANT)
 def test_a_prompt_goes_on_as_its_conversation_does(
-    small: Tokenizer, messages: tuple[Message, ...], thinking: bool, variant: Variant
+    small: Tokenizer, talk: Conversation, thinking: bool, variant: Variant
 ) -> None:
     """A loop's prompt begins with the prompt before it: what was computed for that is computed once."""
+    messages = [one for one in talk.messages if isinstance(one.content, str)]
     last = max(place for place, one in enumerate(messages) if one.role == "assistant")
     if not messages[last].tool_calls:
         return
     options = {"thinking": thinking, "variant": variant}
-    before = encode(render(messages[:last], **options, generate=False), small)
-    after = encode(render(messages, **options), small)
+    before = encode(render(messages[:last], talk.tools, **options, generate=False), small)
+    after = encode(render(messages, talk.tools, **options), small)
     assert after[: len(before)] == before
 
 
-@settings(max_examples=60, deadline=None)
-@given(messages=conversations(), seed=st.integers(0, 9))
-def test_foreign_call_ids_make_the_same_prompt(
-    small: Tokenizer, messages: tuple[Message, ...], seed: int
-) -> None:
+@settings(max_examples=40, deadline=None)
+@given(talk=conversations(), seed=st.integers(0, 9))
+def test_foreign_call_ids_make_the_same_prompt(small: Tokenizer, talk: Conversation, seed: int) -> None:
     foreign = {
         call.id: f"call_{seed}{place}"
-        for place, call in enumerate(call for message in messages for call in message.tool_calls)
+        for place, call in enumerate(call for message in talk.messages for call in message.tool_calls)
     }
     renamed = tuple(
         msgspec.structs.replace(
@@ -144,9 +124,102 @@ def test_foreign_call_ids_make_the_same_prompt(
             ),
             tool_call_id=message.tool_call_id and foreign[message.tool_call_id],
         )
-        for message in messages
+        for message in talk.messages
     )
-    assert render(renamed, thinking=True) == render(messages, thinking=True)
+    theirs = render(renamed, thinking=True, video_times=talk.times)
+    assert theirs == render(talk.messages, thinking=True, video_times=talk.times)
+
+
+@settings(max_examples=40, deadline=None)
+@given(talk=conversations(), said=TEXT, thinking=st.booleans(), data=st.data())
+def test_an_answer_gone_on_from_is_the_answer_as_a_whole(
+    small: Tokenizer, talk: Conversation, said: str, thinking: bool, data: st.DataObject
+) -> None:
+    first = next_call_index(talk.messages)
+    rest = data.draw(answers(first))
+    begun = Message(role="assistant", content=said, reasoning=rest.reasoning, partial=True)
+    request = Request(model="m", messages=(*talk.messages, begun), thinking=thinking, keep_thinking=True)
+    assert not starts_thinking(request)
+    prompt = prompt_ids(request, small, video_times=talk.times)
+    alone = encode(render((rest,), thinking=False, generate=False), small)
+    going_on = answers_within(alone, small, thinking=False)[0]
+    parsed = whole(events_of(going_on, first, small, thinking=False))
+    assert parsed == msgspec.structs.replace(rest, reasoning=None)
+    joined = msgspec.structs.replace(rest, content=said + rest.content)
+    pieces = render(
+        (*talk.messages, joined),
+        thinking=thinking,
+        keep_thinking=True,
+        generate=False,
+        video_times=talk.times,
+    )
+    assert prompt + going_on == encode(pieces, small)
+
+
+@settings(max_examples=40, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans())
+def test_what_a_client_sends_back_makes_the_same_prompt(
+    small: Tokenizer, talk: Conversation, thinking: bool, keep: bool
+) -> None:
+    """Parsed, streamed as the API does, read by a client, sent back as JSON, decoded: the same tokens."""
+    sendable = [one for one in talk.messages if one.role != "assistant" or one.content or one.tool_calls]
+    request = Request(
+        model="m", messages=tuple(sendable), tools=talk.tools, thinking=thinking, keep_thinking=keep
+    )
+    once = prompt_ids(request, small, video_times=talk.times)
+    turns = iter(answers_within(once, small, thinking))
+    again: list[Message] = []
+    for message in sendable:
+        if message.role == "assistant":
+            decoder = ChunkDecoder()
+            encoder = ChunkEncoder(id="c", model="m", created=1)
+            events = events_of(next(turns), next_call_index(again), small, talk.tools, thinking)
+            message = whole(
+                [event for sent in events for event in decoder.feed(encoder.encode(sent))]
+                + list(decoder.close())
+            )
+        again.append(message)
+    sent = encode_request(msgspec.structs.replace(request, messages=tuple(again)))
+    received = decode_request(msgspec.json.encode(sent)).request
+    assert prompt_ids(received, small, video_times=talk.times) == once
+
+
+@settings(max_examples=40, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans())
+def test_media_fill_their_places_and_nothing_else_moves(
+    small: Tokenizer, talk: Conversation, thinking: bool, keep: bool
+) -> None:
+    request = Request(
+        model="m", messages=talk.messages, tools=talk.tools, thinking=thinking, keep_thinking=keep
+    )
+    bare = prompt_ids(request, small, video_times=talk.times)
+    full = prompt_with_media(request, small, talk.media)
+    pad = small.special(MEDIA_PAD)
+    counts = [count for one in talk.media for count in one.tokens]
+    assert len(full.starts) == len(counts) == bare.count(pad)
+    ids = list(full.ids)
+    for start, count in reversed(list(zip(full.starts, counts, strict=True))):
+        assert ids[start : start + count] == [pad] * count
+        ids[start : start + count] = [pad]
+    assert ids == bare
+
+
+@pytest.fixture(scope="module")
+def jinja() -> JinjaTemplate:
+    path = TEMPLATES / "k26.jinja"
+    return JinjaTemplate(path.read_text(), path)
+
+
+@settings(max_examples=40, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans())
+def test_a_template_of_the_format_makes_the_same_prompts(
+    small: Tokenizer, jinja: JinjaTemplate, talk: Conversation, thinking: bool, keep: bool
+) -> None:
+    request = Request(
+        model="m", messages=talk.messages, tools=talk.tools, thinking=thinking, keep_thinking=keep
+    )
+    theirs = jinja.prompt_ids(request, small, video_times=talk.times)
+    assert theirs == prompt_ids(request, small, video_times=talk.times)
 
 
 @pytest.mark.parametrize("variant", [K26, K25, K2_THINKING], ids=lambda variant: variant.name)
@@ -156,5 +229,4 @@ def test_the_official_tokenizer_goes_round_too(official: Tokenizer, variant: Var
         role="assistant", content="See </think>: 月.", reasoning="Hm\n <think>", tool_calls=(call,)
     )
     ids = encode(render((answer,), thinking=True, generate=False, variant=variant), official)
-    turn = answers_within(ids, official)[0]
-    assert parsed(turn, 0, official) == answer
+    assert whole(events_of(answers_within(ids, official)[0], 0, official)) == answer
