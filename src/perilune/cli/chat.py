@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 from perilune.cli.flags import Commands, add_settings, load_settings, whole
 from perilune.cli.house import open_house
+from perilune.cli.terminal import harmless
 from perilune.errors import InputError, PeriluneError
 
 if TYPE_CHECKING:
@@ -73,12 +74,12 @@ async def _ask(backend: Backend, given: argparse.Namespace) -> int:
         async for event in backend.stream(request):
             match event:
                 case ThinkingDelta():
-                    print(event.text, end="", file=sys.stderr, flush=True)
+                    print(harmless(event.text, sys.stderr), end="", file=sys.stderr, flush=True)
                 case TextDelta():
                     begun = True
-                    print(event.text, end="", flush=True)
+                    print(harmless(event.text, sys.stdout), end="", flush=True)
                 case ToolCallDelta():
-                    print(event.arguments, end="", flush=True)
+                    print(harmless(event.arguments, sys.stdout), end="", flush=True)
                 case Finished():
                     reason = event.reason
                     usage = event.usage

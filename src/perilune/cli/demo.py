@@ -15,6 +15,7 @@ from perilune.cli.demo_project import GOAL, prepare, run_tests
 from perilune.cli.flags import Commands, add_settings, add_unsandboxed, load_settings
 from perilune.cli.foreground import estimate_of, explain, run_here, tell
 from perilune.cli.house import House, open_house, stop_signals
+from perilune.cli.terminal import harmless
 from perilune.errors import GoalRefused, SandboxError
 
 if TYPE_CHECKING:
@@ -52,7 +53,7 @@ async def _run(given: argparse.Namespace, settings: Settings) -> int:
         async with open_house(settings, "demo") as house, serving(house) as base_url:
             outcome = await _swarm(given, house, stop)
             if outcome.error is not None:
-                print(f"perilune: {outcome.error}", file=sys.stderr)
+                print(f"perilune: {harmless(str(outcome.error), sys.stderr)}", file=sys.stderr)
                 return outcome.exit_code
             await _show_result(outcome, house)
             _suggest(outcome, base_url, settings)
@@ -125,7 +126,7 @@ async def _show_result(outcome: Outcome, house: House) -> None:
     if not stat:
         return
     for line in lines[:SHOWN_DIFF_LINES]:
-        print(f"           {line}")
+        print(f"           {harmless(line, sys.stdout)}")
     if len(lines) > SHOWN_DIFF_LINES:
         print(f"           ... and {len(lines) - SHOWN_DIFF_LINES} more lines")
     sandbox = Sandbox.probe(unsandboxed=house.settings.unsandboxed)

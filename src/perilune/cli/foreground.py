@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perilune.cli.house import House
+from perilune.cli.terminal import harmless
 from perilune.errors import InputError
 
 if TYPE_CHECKING:
@@ -90,7 +91,7 @@ def tell(outcome: Outcome, home: Path) -> Path:
     folder.mkdir(parents=True, exist_ok=True, mode=0o700)
     markdown, data = (folder / f"{outcome.session}.{ending}" for ending in ("md", "json"))
     write_report(journal_path(home, outcome.session), markdown, data)
-    print(f"\n{outcome.status.capitalize()}: {outcome.message}")
+    print(f"\n{outcome.status.capitalize()}: {harmless(outcome.message, sys.stdout)}")
     if outcome.not_done and outcome.error is None:
         more = len(outcome.not_done) - SHOWN_NOT_DONE
         names = ", ".join(outcome.not_done[:SHOWN_NOT_DONE]) + (f" and {more} more" if more > 0 else "")

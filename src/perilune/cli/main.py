@@ -29,6 +29,7 @@ from perilune.cli import (
     usage,
 )
 from perilune.cli.flags import Commands, OneLineParser
+from perilune.cli.terminal import harmless
 from perilune.errors import PeriluneError
 
 INTERRUPTED = 130
@@ -64,7 +65,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def complain(text: str, code: int = 1) -> int:
     """Say what went wrong in one line on standard error; the exit code it was given."""
-    print(f"perilune: {' '.join(text.split())}", file=sys.stderr)
+    print(f"perilune: {harmless(' '.join(text.split()), sys.stderr)}", file=sys.stderr)
     return code
 
 

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 from perilune.cli.flags import Commands, add_settings, add_unsandboxed, dollars, load_settings, whole
 from perilune.cli.foreground import confirm, estimate_of, explain, run_here, tell
 from perilune.cli.house import open_house, stop_signals
+from perilune.cli.terminal import harmless
 from perilune.errors import SessionNotFound
 
 if TYPE_CHECKING:
@@ -145,7 +146,7 @@ def _end(outcome: Outcome, settings: Settings) -> int:
         print(f"Look at it {git} diff {session.base[:12]} {outcome.branch}")
         print(f"Take it    {git} merge {outcome.branch}")
     elif outcome.error is not None:
-        print(f"perilune: {outcome.error}", file=sys.stderr)
+        print(f"perilune: {harmless(str(outcome.error), sys.stderr)}", file=sys.stderr)
     return outcome.exit_code
 
 
@@ -187,7 +188,7 @@ def report(given: argparse.Namespace) -> int:
     from perilune.swarm.report import read_report, to_json, to_markdown
 
     found = read_report(_journal(given))
-    print(to_json(found).decode() if given.json else to_markdown(found), end="")
+    print(harmless(to_json(found).decode() if given.json else to_markdown(found), sys.stdout), end="")
     return 0
 
 
