@@ -29,6 +29,7 @@ from perilune.model.writer import write_checkpoint
 
 PROFILES = ("rename", "orchestrate-rename")
 TOKENIZER_FILES = ("tiktoken.model", "tokenizer_config.json")
+K26_CONTEXT = 262144
 CONTEXT, OUTPUT = 4096, 1024
 """Tokens that the model serves; the profiles keep every conversation within those it was trained on."""
 
@@ -56,7 +57,7 @@ def entry(identity: str, training: dict[str, Any]) -> dict[str, Any]:
         "context_length": CONTEXT,
         "max_output_tokens": OUTPUT,
         "sampling": {"temperature_thinking": 0.0, "temperature_instant": 0.0, "top_p": 1.0},
-        "accepted": dict(K26_SAMPLING),
+        "accepted": {**K26_SAMPLING, "context_length": K26_CONTEXT},
         "sampling_policy": "strict",
         "price": "kimi-k2.6",
         "licence": "Apache-2.0",

@@ -66,7 +66,7 @@ async def test_a_rename_over_the_wire(tmp_path: Path, policy: str) -> None:
         backend = await open_backend(near)
         (entry,) = await backend.models()
         assert (entry.goals, entry.subagent_profile, entry.context_length) == ("rename", "rename", 8192)
-        assert (entry.sampling_policy, entry.sampling["top_p"]) == (policy, 0.5)
+        assert (entry.sampling_policy, entry.accepted["top_p"]) == (policy, 0.5)
         result = await run_agent(
             backend, "rename", "Rename foo to bar.", "a.py", DirectoryWorkspace(work), model=entry.id
         )

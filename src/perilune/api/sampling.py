@@ -57,14 +57,14 @@ def hold_sampling(
 
 
 def hold_length(request: Request, quote: Quote, adjusted: Adjusted) -> None:
-    """Under `strict`, an answer longer than the context has room for is refused, as the hosted API does.
-    Elsewhere it is cut to the room there is, which `adjusted` tells. Raises ContextTooLong."""
+    """Under `strict`, an answer longer than clients may ask for is refused, as the hosted API does. All
+    others are cut to the room that the context has, which `adjusted` tells. Raises ContextTooLong."""
     entry = quote.entry
+    limit = max(entry.context_length, int(entry.accepted.get("context_length", 0)))
     wanted = (quote.prompt_estimate if quote.counted else 1) + (request.max_tokens or 1)
-    if entry.sampling_policy == "strict" and wanted > entry.context_length:
+    if entry.sampling_policy == "strict" and wanted > limit:
         raise ContextTooLong(
-            "Invalid request: Your request exceeded model token limit: "
-            f"{entry.context_length} (requested: {wanted})",
+            f"Invalid request: Your request exceeded model token limit: {limit} (requested: {wanted})",
             mend="shorten the conversation or ask for fewer tokens",
         )
     if request.max_tokens is not None and quote.max_tokens < request.max_tokens:

@@ -28,7 +28,9 @@ class ModelEntry(msgspec.Struct, frozen=True, kw_only=True):
     """Effective sampling, what is computed with unless a call of ours or the policy `open` says otherwise:
     temperature_thinking, temperature_instant, top_p. What is not named is K2.6's."""
     accepted: Mapping[str, Any] = msgspec.field(default_factory=dict)
-    """What clients may send for them under `strict`. What is not named is as in `sampling`."""
+    """What clients may send for them under `strict`; what is not named is as in `sampling`. Also
+    `context_length`: prompt and asked-for answer together, where that is more than the model has. The
+    answer is then cut to the room there is."""
     sampling_policy: str = "open"
     """Of the API's door: `strict` refuses other values as the hosted API does, `clamp` replaces them and
     says so, `open` honours them. Calls that this process makes itself are not held to it."""

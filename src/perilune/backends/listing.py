@@ -113,7 +113,7 @@ def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> Model
         context_length=context,
         max_output_tokens=output,
         modalities=_modalities(item),
-        sampling=declared.accepted,
+        accepted=declared.accepted,
         sampling_policy=settings.sampling_policy or declared.sampling_policy,
         fixed_sampling=declared.sampling_policy != "open",
         schema_policy=settings.schema_policy or "repair",
