@@ -124,9 +124,12 @@ $(VENV)-llama/.made: $(VENV)/.made
 	@echo "Setting up $(@D): $(LLAMA), compiled (a quarter of an hour) ..."
 	@$(call engine,'$(LLAMA)')
 
+# What PyPI has of torch's neighbours is built for GPUs: beside the CPU's torch it breaks every import of
+# transformers, which does well without.
 $(VENV)-vllm/.made: $(VENV)/.made
 	@echo "Setting up $(@D): $(VLLM) and its own torch ..."
 	@$(call engine,'$(VLLM)')
+	@$(@D)/bin/python -m pip uninstall --quiet --yes torchvision torchaudio torchcodec
 
 $(NODE_MODULES)/openai:
 	@command -v npm > /dev/null || { echo "perilune: the client for Node needs node and npm (install nodejs)"; exit 1; }

@@ -9,15 +9,15 @@ The weights are the same numbers: INT4 becomes BF16 exactly.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import msgspec
 from safetensors.torch import save_file
 from scripts.byte_pairs import BytePairs, byte_pairs
 
-from perilune.chat.media_rules import MediaRules
+from perilune.chat.media_rules import MediaRules, load_rules
 from perilune.chat.tokenizer import PATTERN
 from perilune.model.checkpoint import Checkpoint
 from perilune.model.config import CONFIG_NAME, parse_config, read_config
@@ -40,7 +40,7 @@ for plain positions turns the queries of several heads wrongly (0.32; tests/peer
 
 
 def write_hf(folder: Path, copy: Path, template: str = "") -> None:
-    """Raises what `perilune checkpoint convert` raises, and TokenizerError."""
+    """Raises what `perilune checkpoint convert` and `load_rules` raise, and TokenizerError."""
     document = read_config(folder)
     vision = parse_vision(document, parse_config(document))
     tokens = byte_pairs(folder)
@@ -50,7 +50,7 @@ def write_hf(folder: Path, copy: Path, template: str = "") -> None:
     if vision is None:
         _bare(copy)
     else:
-        _seeing(copy, vision)
+        _seeing(copy, vision, load_rules(folder))
     write_json(copy / "tokenizer.json", tokenizer_document(tokens))
     write_json(copy / "tokenizer_config.json", _tokenizer_config(tokens))
     ids = {"bos_token_id": tokens.bos, "eos_token_id": tokens.eos, "pad_token_id": tokens.pad}
@@ -74,7 +74,7 @@ def _bare(copy: Path) -> None:
     write_json(copy / CONFIG_NAME, text | {"model_type": "deepseek_v3"})
 
 
-def _seeing(copy: Path, vision: VisionConfig) -> None:
+def _seeing(copy: Path, vision: VisionConfig, rules: MediaRules) -> None:
     """transformers reads none of the official names in `vision_config`: it relies on K2.6's values."""
     document = read_config(copy)
     shape = asdict(vision) | {"merge_kernel_size": [vision.merge_height, vision.merge_width]}
@@ -88,11 +88,7 @@ def _seeing(copy: Path, vision: VisionConfig) -> None:
         "use_unified_vision_chunk": True,
     }
     write_json(copy / CONFIG_NAME, document)
-    write_json(copy / "preprocessor_config.json", {"media_proc_cfg": _media_rules(MediaRules())})
-
-
-def _media_rules(rules: MediaRules) -> Mapping[str, Any]:
-    return {name: getattr(rules, name) for name in rules.__struct_fields__}
+    write_json(copy / "preprocessor_config.json", {"media_proc_cfg": msgspec.to_builtins(rules)})
 
 
 # ---- the tokenizer

@@ -1,5 +1,9 @@
 """Our engine and those of others, asked for the same greedy tokens.
 
+Everything is computed in F32, each engine in its own order of summation. So two logits that are closer than
+that order can tell apart may change places: a difference is explained where our own model is undecided
+there, by less than LEAST_GAP, and unexplained otherwise.
+
 `make peers` makes the others' environments and names them in PERILUNE_LLAMA and PERILUNE_VLLM.
 """
 
@@ -23,16 +27,25 @@ from perilune.agent.solo import run_agent
 from perilune.agent.workspace import DirectoryWorkspace
 from perilune.chat.messages import Request
 from perilune.engine.client import EngineClient
-from perilune.engine.protocol import EngineOptions, Vocabulary
+from perilune.engine.protocol import EngineOptions, Seen, Vocabulary
 from perilune.model.attention import CausalAttention
 from perilune.model.load import load_model
+from perilune.model.load_vision import load_vision
+from perilune.model.shapes import TINY_VISION
 from perilune.model.text import TextDecoder
+from perilune.model.vision import Grid, Vision, normalised
 
 HERE = Path(__file__).parent
 ROOT = HERE.parents[1]
 NANO = ROOT / "src" / "perilune" / "nano_checkpoint"
 LLAMA_PYTHON = os.environ.get("PERILUNE_LLAMA", "")
 VLLM_PYTHON = os.environ.get("PERILUNE_VLLM", "")
+PATCH = TINY_VISION.patch_size
+DRIFT = 1e-4
+"""Most that a token's log-probability may differ; it was 3e-6 when this was written."""
+LEAST_GAP = 2 * DRIFT
+"""Two logits further apart than this are not a tie: each may have moved by DRIFT."""
+K26_HEADS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
 NO_TEXT = Vocabulary(tokens=(), special_ids=(), eos_id=0)
 
 
@@ -83,20 +96,40 @@ def ask_peer(engine: str, program: str = "tokens", **inputs: Any) -> Any:
     return json.loads(done.stdout.strip().splitlines()[-1])
 
 
+def of_vllm(
+    copy: Path,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    stops: Sequence[int],
+    *,
+    latent: bool,
+    context: int = 0,
+    **inputs: Any,
+) -> list[Answer]:
+    """With `latent` its attention works on latents, for which its CPU code has one size: K2.6's own."""
+    context = context or max(map(len, prompts)) + tokens + 1
+    asked = {"prompts": prompts, "tokens": tokens, "stops": stops, "context": context, "latent": latent}
+    return [Answer(**answer) for answer in ask_peer("vllm", model=str(copy), **asked, **inputs)["answers"]]
+
+
 PEER_ENVIRONMENT = {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
 
 
 async def our_tokens(
-    folder: Path, prompts: Sequence[Sequence[int]], tokens: int, stops: Sequence[int]
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    tokens: int,
+    stops: Sequence[int],
+    media: Sequence[Sequence[Seen]] = (),
 ) -> list[list[int]]:
-    """By the engine process, one prompt after the other."""
+    """By the engine process, one prompt after the other; `media` is that of each prompt."""
     options = EngineOptions(checkpoint=str(folder), threads=1, cache_tokens=16384)
     client = await EngineClient.start(options, NO_TEXT)
     try:
         answers = []
-        for prompt in prompts:
+        for prompt, shown in zip(prompts, media or [()] * len(prompts), strict=True):
             said: list[int] = []
-            async for chunk in client.generate(prompt=prompt, max_tokens=tokens, stop_ids=stops):
+            async for chunk in client.generate(prompt=prompt, max_tokens=tokens, stop_ids=stops, media=shown):
                 said += chunk.token_ids
             answers.append(said)
         return answers
@@ -129,18 +162,23 @@ class Comparison:
 
 
 def compare(
-    folder: Path, prompts: Sequence[Sequence[int]], ours: Sequence[Sequence[int]], theirs: Sequence[Answer]
+    folder: Path,
+    prompts: Sequence[Sequence[int]],
+    ours: Sequence[Sequence[int]],
+    theirs: Sequence[Answer],
+    media: Sequence[Sequence[Seen]] = (),
 ) -> Comparison:
-    decoder = load_model(folder)
+    model = Model(load_model(folder), load_vision(folder) if media else None)
     tokens, drift, differences = 0, 0.0, []
-    for number, (prompt, mine, other) in enumerate(zip(prompts, ours, theirs, strict=True)):
+    all_media = media or [()] * len(prompts)
+    for number, (prompt, mine, other, shown) in enumerate(zip(prompts, ours, theirs, all_media, strict=True)):
         same = next(
             (at for at, pair in enumerate(zip(mine, other.tokens, strict=False)) if len(set(pair)) > 1), None
         )
         if same is None:
             assert len(mine) == len(other.tokens), (number, mine, other.tokens)
         end = len(mine) if same is None else same
-        logits = _logits(decoder, [*prompt, *mine])[len(prompt) - 1 :]
+        logits = model.logits([*prompt, *mine], shown)[len(prompt) - 1 :]
         likely = torch.log_softmax(logits.double(), dim=-1)
         tokens += end
         for step in range(end):
@@ -151,11 +189,36 @@ def compare(
     return Comparison(tokens, tuple(differences), drift)
 
 
-def _logits(decoder: TextDecoder, tokens: Sequence[int]) -> torch.Tensor:
-    """[tokens, vocabulary], by the plain form of attention."""
-    ids = torch.tensor(tokens)
-    with torch.inference_mode():
-        return decoder.logits(decoder(ids, torch.arange(len(ids)), CausalAttention(1, len(ids))))
+@dataclass(frozen=True)
+class Model:
+    decoder: TextDecoder
+    vision: Vision | None
+
+    def logits(self, tokens: Sequence[int], media: Sequence[Seen]) -> torch.Tensor:
+        """[tokens, vocabulary], by the plain form of attention and the whole prompt at once."""
+        ids = torch.tensor(tokens)
+        attend = CausalAttention(1, len(ids))
+        with torch.inference_mode():
+            placed = self._placed(media) if media else None
+            return self.decoder.logits(self.decoder(ids, torch.arange(len(ids)), attend, placed=placed))
+
+    def _placed(self, media: Sequence[Seen]) -> tuple[torch.Tensor, torch.Tensor]:
+        assert self.vision
+        rows, features = [], []
+        for one in media:
+            raw = torch.frombuffer(bytearray(one.patches), dtype=torch.uint8).view(-1, 3, PATCH, PATCH)
+            features.append(self.vision(normalised(raw), Grid(*one.grid)))
+            rows.append(torch.arange(one.start, one.start + len(features[-1])))
+        return torch.cat(rows), torch.cat(features)
+
+
+def agree(found: Comparison, tokens: int) -> None:
+    print(f"{found.tokens} tokens, largest drift {found.drift:.1e}, {len(found.differences)} ties: {found}")
+    assert found.tokens >= tokens
+    assert found.drift < DRIFT
+    unexplained = [one for one in found.differences if one.gap >= LEAST_GAP]
+    assert not unexplained
+    assert len(found.differences) <= 2
 
 
 # ---- prompts

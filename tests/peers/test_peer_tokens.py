@@ -1,9 +1,4 @@
-"""Greedy tokens of our engine and of others for the same weights and prompts (`make peers`).
-
-Everything is computed in F32, each engine in its own order of summation. So two logits that are closer than
-that order can tell apart may change places: a difference is explained where our own model is undecided
-there, by less than LEAST_GAP, and unexplained otherwise.
-"""
+"""Greedy tokens of our engine and of others for the same weights and prompts (`make peers`)."""
 
 from __future__ import annotations
 
@@ -13,11 +8,13 @@ from pathlib import Path
 
 import pytest
 from peer_engines import (
+    K26_HEADS,
     NANO,
     Answer,
-    Comparison,
+    agree,
     ask_peer,
     compare,
+    of_vllm,
     our_tokens,
     python_of,
     random_prompts,
@@ -33,21 +30,6 @@ from perilune.model.shapes import SHAPES
 from perilune.model.tiny import TINY, write_byte_tokenizer
 
 pytestmark = pytest.mark.peers
-DRIFT = 1e-4
-"""Most that a token's log-probability may differ; it was 3e-6 when this was written."""
-LEAST_GAP = 2 * DRIFT
-"""Two logits further apart than this are not a tie: each may have moved by DRIFT."""
-
-K26_HEADS = {"kv_lora_rank": 512, "qk_rope_head_dim": 64, "qk_nope_head_dim": 128, "v_head_dim": 128}
-
-
-def agree(found: Comparison, tokens: int) -> None:
-    print(f"{found.tokens} tokens, largest drift {found.drift:.1e}, {len(found.differences)} ties: {found}")
-    assert found.tokens >= tokens
-    assert found.drift < DRIFT
-    unexplained = [one for one in found.differences if one.gap >= LEAST_GAP]
-    assert not unexplained
-    assert len(found.differences) <= 2
 
 
 @pytest.fixture(scope="module")
@@ -110,23 +92,6 @@ def test_llama_cpp_cuts_text_as_we_do(tmp_path: Path) -> None:
 
 
 # ---- vLLM
-
-
-def of_vllm(
-    copy: Path, prompts: Sequence[Sequence[int]], tokens: int, stops: Sequence[int], *, latent: bool
-) -> list[Answer]:
-    """With `latent` its attention works on latents, for which its CPU code has one size: K2.6's own."""
-    context = max(map(len, prompts)) + tokens + 1
-    found = ask_peer(
-        "vllm",
-        model=str(copy),
-        prompts=prompts,
-        tokens=tokens,
-        stops=stops,
-        context=context,
-        latent=latent,
-    )
-    return [Answer(**answer) for answer in found["answers"]]
 
 
 async def test_vllm_says_what_nano_says(nano_prompts: list[list[int]], tmp_path: Path) -> None:
