@@ -3,20 +3,15 @@
 from __future__ import annotations
 
 import asyncio
-from collections import OrderedDict
 from pathlib import Path
 from typing import Self
 
+from perilune.backends.prompts import KeptPrompts, is_long
 from perilune.chat.messages import Message, Request, TextPart
 from perilune.chat.oracle import Prompter, open_template
 from perilune.chat.tokenizer import Tokenizer
 from perilune.errors import CheckpointError, PeriluneError, TokenizerError
 from perilune.settings import Settings
-
-KEPT = 64
-"""Counts that are kept: replicas of one model and the tries of one call ask again for the same request."""
-LONG = 50_000
-"""Characters from which a prompt is counted in a thread, for other calls must not wait."""
 
 
 class PromptCounter:
@@ -25,7 +20,7 @@ class PromptCounter:
     def __init__(self, tokenizer: Tokenizer, prompter: Prompter) -> None:
         self._tokenizer = tokenizer
         self._prompter = prompter
-        self._kept: OrderedDict[int, tuple[Request, int]] = OrderedDict()
+        self._kept: KeptPrompts[int] = KeptPrompts()
 
     @classmethod
     def load(cls, folder: str, field: str, template: str = "", *, default_system: bool = False) -> Self:
@@ -41,21 +36,19 @@ class PromptCounter:
     async def count(self, request: Request) -> int | None:
         """None for what only the endpoint can know: how long images and video are, and conversations that
         the format cannot say."""
-        kept = self._kept.get(id(request.messages))
-        if kept is not None and _same_prompt(kept[0], request):
-            return kept[1]
+        kept = self._kept.find(request)
+        if kept is not None:
+            return kept
         if any(_has_media(message) for message in request.messages):
             return None
         try:
-            if _characters(request) > LONG:
+            if is_long(request):
                 counted = await asyncio.to_thread(self._count, request)
             else:
                 counted = self._count(request)
         except PeriluneError:  # the endpoint may take it all the same, and says so itself if not
             return None
-        self._kept[id(request.messages)] = (request, counted)
-        if len(self._kept) > KEPT:
-            self._kept.popitem(last=False)
+        self._kept.keep(request, counted)
         return counted
 
     def _count(self, request: Request) -> int:
@@ -69,23 +62,6 @@ def counter_of(folder: str, field: str, settings: Settings) -> PromptCounter | N
     return PromptCounter.load(folder, field, settings.template, default_system=settings.default_system)
 
 
-def _same_prompt(one: Request, other: Request) -> bool:
-    """The request is kept with its count, so the address of its messages cannot come to mean others."""
-    return (
-        one.messages is other.messages
-        and one.tools is other.tools
-        and (one.thinking, one.keep_thinking) == (other.thinking, other.keep_thinking)
-    )
-
-
 def _has_media(message: Message) -> bool:
     content = message.content
     return isinstance(content, tuple) and any(not isinstance(part, TextPart) for part in content)
-
-
-def _characters(request: Request) -> int:
-    total = 0
-    for message in request.messages:
-        parts = (message.content,) if isinstance(message.content, str) else message.content or ()
-        total += sum(len(part if isinstance(part, str) else getattr(part, "text", "")) for part in parts)
-    return total

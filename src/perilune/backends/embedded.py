@@ -8,13 +8,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections import OrderedDict
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing
-from typing import NamedTuple, Self, cast
+from typing import Self, cast
 
 from perilune.backends.base import ModelEntry
 from perilune.backends.grammar import TOOL_MARKERS, callable_tools, grammar_of
+from perilune.backends.prompts import KeptPrompts, is_long
 from perilune.backends.seeing import Seeing
 from perilune.backends.served import (
     Sampling,
@@ -25,7 +25,7 @@ from perilune.backends.served import (
     with_density,
     within_context,
 )
-from perilune.chat.messages import Event, Finished, FinishReason, Message, Request, Usage
+from perilune.chat.messages import Event, Finished, FinishReason, Request, Usage
 from perilune.chat.oracle import Prompter, open_template
 from perilune.chat.parsing import StreamParser
 from perilune.chat.stops import StopFilter
@@ -44,11 +44,6 @@ from perilune.model.config import load_config
 from perilune.settings import Settings
 
 log = logging.getLogger("perilune.engine")
-
-KEPT_PROMPTS = 64
-"""Prompts kept between counting their tokens and sending them, after which they are let go."""
-LONG_PROMPT = 50_000
-"""Characters from which a prompt is tokenised in a thread, for other calls must not wait."""
 
 
 class EmbeddedBackend:
@@ -76,7 +71,7 @@ class EmbeddedBackend:
         self._starting = asyncio.Lock()
         self._reviving: asyncio.Task[None] | None = None
         self._closed = False
-        self._prompts: OrderedDict[int, _Prompt] = OrderedDict()
+        self._prompts: KeptPrompts[list[int]] = KeptPrompts()
 
     @classmethod
     async def start(cls, settings: Settings) -> Self:
@@ -111,9 +106,7 @@ class EmbeddedBackend:
         if media := await self._seeing.plan(request):
             return len((await self._seeing.prompt(request, self.tokenizer, media, self._prompter)).ids)
         ids = await self._prompt(request)
-        self._prompts[id(request.messages)] = _Prompt(request, ids)
-        if len(self._prompts) > KEPT_PROMPTS:
-            self._prompts.popitem(last=False)
+        self._prompts.keep(request, ids)
         return len(ids)
 
     async def ready(self) -> None:
@@ -185,26 +178,12 @@ class EmbeddedBackend:
 
     async def _prompt(self, request: Request) -> list[int]:
         """The request's prompt. Metering counts it just before the call: it is made once."""
-        kept = self._prompts.pop(id(request.messages), None)
-        if kept is not None and kept.is_of(request):
-            return kept.ids
-        if _characters(request.messages) > LONG_PROMPT:
+        kept = self._prompts.take(request)
+        if kept is not None:
+            return kept
+        if is_long(request):
             return await asyncio.to_thread(self._prompter, request, self.tokenizer)
         return self._prompter(request, self.tokenizer)
-
-
-class _Prompt(NamedTuple):
-    request: Request
-    """Kept with its ids, so that the address of its messages cannot come to mean others."""
-    ids: list[int]
-
-    def is_of(self, request: Request) -> bool:
-        mine = self.request
-        return (
-            mine.messages is request.messages
-            and mine.tools is request.tools
-            and (mine.thinking, mine.keep_thinking) == (request.thinking, request.keep_thinking)
-        )
 
 
 class _Call:
@@ -337,12 +316,3 @@ def _room(request: Request, prompt_tokens: int, entry: ModelEntry) -> int:
             mend="shorten the conversation",
         )
     return min(request.max_tokens or entry.max_output_tokens, room)
-
-
-def _characters(messages: Sequence[Message]) -> int:
-    total = 0
-    for message in messages:
-        parts = (message.content,) if isinstance(message.content, str) else message.content or ()
-        total += sum(len(part if isinstance(part, str) else getattr(part, "text", "")) for part in parts)
-        total += len(message.reasoning or "") + sum(len(call.arguments) for call in message.tool_calls)
-    return total

@@ -9,6 +9,7 @@ import socket
 import ssl
 import time
 from collections.abc import Mapping
+from typing import Literal
 from urllib.parse import urlsplit
 
 import aiohttp
@@ -205,3 +206,14 @@ def _is_local(url: str) -> bool:
 
 def _not_a_url(text: str, mend: str) -> ConfigError:
     return ConfigError(f"{text} is not the URL of an endpoint", field="model_url", mend=mend)
+
+
+def body_shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
+    """What a body is. Its beginning tells where the content type does not: proxies and small servers often
+    send none, or a wrong one."""
+    start = first.lstrip()[:1]
+    if kind in PAGE_TYPES or start == b"<":
+        return "page"
+    if kind == "application/json" or (kind != "text/event-stream" and start not in b"dei:r"):
+        return "whole"
+    return "stream"

@@ -25,7 +25,7 @@ from perilune.backends.access import Rule, may_serve
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.breaker import Breaker
 from perilune.backends.members import Duty, Member
-from perilune.backends.upstream import is_passing, retry_pause
+from perilune.backends.retries import is_passing, retry_pause
 from perilune.chat.messages import Event, Request
 from perilune.errors import (
     BackendAuth,

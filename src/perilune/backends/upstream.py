@@ -15,7 +15,7 @@ import random
 import time
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from contextlib import aclosing
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import aiohttp
 import msgspec
@@ -24,10 +24,10 @@ from perilune.backends.base import ModelEntry
 from perilune.backends.counting import PromptCounter, counter_of
 from perilune.backends.dialects import SAMPLING_FIELDS, Quirks
 from perilune.backends.endpoint import (
-    PAGE_TYPES,
     AiohttpSession,
     auth_headers,
     base_url,
+    body_shape,
     connection_error,
     is_too_long,
     may_pass,
@@ -39,6 +39,7 @@ from perilune.backends.endpoint import (
 )
 from perilune.backends.listing import entry_from, list_models
 from perilune.backends.plain_http import PlainResponse, PlainSession
+from perilune.backends.retries import Passing, is_passing, retry_pause
 from perilune.backends.spelt_calls import read_spelt_calls
 from perilune.chat.messages import Completion, Event, Finished, Request
 from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion
@@ -48,11 +49,9 @@ from perilune.errors import (
     BackendInterrupted,
     BackendOutOfQuota,
     BackendProtocol,
-    BackendRateLimited,
     BackendRefused,
     BackendUnreachable,
     ContextTooLong,
-    PeriluneError,
 )
 from perilune.settings import Settings
 
@@ -62,10 +61,6 @@ Answer: TypeAlias = tuple[Response, Events]
 
 log = logging.getLogger(__name__)
 
-FIRST_PAUSE_S = 0.5
-LONGEST_PAUSE_S = 20.0
-LONGEST_RETRY_AFTER_S = 60.0
-"""An endpoint that asks for more patience than this is reported, not waited for."""
 REST_TIMEOUT_S = 2.0
 MOST_REST_BYTES = 65536
 """What may follow the end of an answer; more is not read, and the connection is closed."""
@@ -203,7 +198,7 @@ class UpstreamBackend:
                     raise
                 log.warning("%s refuses a field; going on with %s", self.url, learnt)
                 self._quirks = learnt
-            except _Passing as passing:
+            except Passing as passing:
                 pause = retry_pause(passing.error, failures, self._retries, self._chance())
                 if pause is None:
                     raise passing.error from passing.__cause__
@@ -212,7 +207,7 @@ class UpstreamBackend:
                 await self._sleep(pause)
 
     async def _attempt(self, request: Request, body: dict[str, Any]) -> Answer:
-        """One POST, up to the first bytes of the answer. Raises _Passing for what a retry may mend."""
+        """One POST, up to the first bytes of the answer. Raises Passing for what a retry may mend."""
         if self._session is None:
             self._session = open_session(f"{self.url}/chat/completions", self._headers, self._timeout_s)
         try:
@@ -237,10 +232,10 @@ class UpstreamBackend:
                 raise ContextTooLong(refused.message, mend="shorten the conversation")
             final = response.headers.get("x-should-retry") == "false"
             final = final or isinstance(refused, BackendOutOfQuota)
-            raise refused if final or not is_passing(refused) else _Passing(refused)
+            raise refused if final or not is_passing(refused) else Passing(refused)
         first_call = sum(len(message.tool_calls) for message in request.messages)
         first = await response.content.readany()
-        shape = _shape(response.content_type, first)
+        shape = body_shape(response.content_type, first)
         if shape == "page":
             raise web_page(self.url)
         if shape == "stream":
@@ -253,7 +248,7 @@ class UpstreamBackend:
             # It took the request and may have worked on it, so it was not merely out of reach.
             return self._interrupted(error, mend="raise model_timeout_s if it is only slow")
         told = connection_error(error, self.url, self._timeout_s)
-        return _Passing(told) if may_pass(error) else told
+        return Passing(told) if may_pass(error) else told
 
     # ---- after it
 
@@ -289,39 +284,6 @@ class UpstreamBackend:
         silent = isinstance(error, TimeoutError)
         why = f"was silent for {self._timeout_s:g} s" if silent else "was cut"
         return BackendInterrupted(f"the answer of {self.url} {why}", mend=mend)
-
-
-def retry_pause(error: PeriluneError, failures: int, retries: int, chance: float) -> float | None:
-    """Seconds to wait after so many earlier failures before the next try; None when there is none."""
-    asked = error.retry_after_s if isinstance(error, BackendRateLimited) else None
-    if failures >= retries or (asked or 0.0) > LONGEST_RETRY_AFTER_S:
-        return None
-    backoff = min(FIRST_PAUSE_S * 2.0**failures, LONGEST_PAUSE_S)
-    return max(backoff * (0.5 + chance / 2), asked or 0.0)
-
-
-def _shape(kind: str, first: bytes) -> Literal["page", "stream", "whole"]:
-    """What a body is. Its beginning tells where the content type does not: proxies and small servers often
-    send none, or a wrong one."""
-    start = first.lstrip()[:1]
-    if kind in PAGE_TYPES or start == b"<":
-        return "page"
-    if kind == "application/json" or (kind != "text/event-stream" and start not in b"dei:r"):
-        return "whole"
-    return "stream"
-
-
-def is_passing(error: BackendError) -> bool:
-    """Overload, a start or a defect of the endpoint; a refusal of the request or the key is final."""
-    return isinstance(error, BackendRateLimited | BackendUnreachable) or type(error) is BackendError
-
-
-class _Passing(Exception):
-    """Nothing of an answer has arrived, and the next try may do better."""
-
-    def __init__(self, error: BackendError) -> None:
-        super().__init__(error.message)
-        self.error = error
 
 
 async def _read_rest(response: Response) -> None:
