@@ -146,6 +146,13 @@ def test_foreign_call_ids_are_renamed_and_counted_over_the_conversation() -> Non
     ]
 
 
+def test_a_conversation_without_its_beginning_goes_on_with_its_numbers() -> None:
+    own, foreign = "functions.weather:7", "call_1"
+    messages = decode(messages=[USER, called(own, foreign), answer(foreign), answer(own)]).messages
+    assert [c.id for c in messages[1].tool_calls] == ["functions.weather:7", "functions.weather:8"]
+    assert [m.tool_call_id for m in messages[2:]] == ["functions.weather:8", "functions.weather:7"]
+
+
 def test_arguments_sent_as_an_object_become_text() -> None:
     message = called("a")
     message["tool_calls"][0]["function"]["arguments"] = {"place": "Bœn"}

@@ -9,7 +9,8 @@ import json
 from collections.abc import Sequence
 
 from perilune.chat.messages import ImagePart, Message, Part, TextPart, ToolCall, VideoPart
-from perilune.chat.wire_fields import ImageField, MediaUrl, MessageField, TextField, VideoField
+from perilune.chat.template import canonical_calls
+from perilune.chat.wire_fields import CallField, ImageField, MediaUrl, MessageField, TextField, VideoField
 from perilune.chat.wire_nesting import refuse_deep
 from perilune.errors import InputError, UnsupportedInput
 
@@ -28,22 +29,27 @@ def messages_of(fields: list[MessageField]) -> tuple[Message, ...]:
         raise InputError(
             f"more than {MAX_MESSAGES} messages", field="messages", mend="leave out the oldest ones"
         )
-    history = _History()
+    unanswered = _Unanswered()
     messages = []
     for position, field in enumerate(fields):
         is_last = position == len(fields) - 1
-        messages.append(_message(field, f"messages[{position}]", position, is_last, history))
-    history.expect_answered(f"messages[{len(fields) - 1}]")
-    return tuple(messages)
+        messages.append(_message(field, f"messages[{position}]", position, is_last, unanswered))
+    unanswered.expect_none(f"messages[{len(fields) - 1}]")
+    return canonical_calls(messages)
 
 
-def _message(field: MessageField, where: str, position: int, is_last: bool, history: _History) -> Message:
+def _message(
+    field: MessageField, where: str, position: int, is_last: bool, unanswered: _Unanswered
+) -> Message:
     if field.role == "tool":
-        return _tool_message(field, where, history)
-    history.expect_answered(f"messages[{position - 1}]")
+        return _tool_message(field, where, unanswered)
+    unanswered.expect_none(f"messages[{position - 1}]")
     _refuse_misplaced(field, where, is_last)
     content = _content(field.content, f"{where}.content")
-    calls = history.add_calls(field, where)
+    calls = tuple(
+        _call(call, f"{where}.tool_calls[{place}]", unanswered)
+        for place, call in enumerate(field.tool_calls or ())
+    )
     partial = bool(field.partial)
     if not content and not calls and not partial:
         raise InputError(
@@ -81,55 +87,48 @@ def _refuse_misplaced(field: MessageField, where: str, is_last: bool) -> None:
         )
 
 
-def _tool_message(field: MessageField, where: str, history: _History) -> Message:
+def _call(call: CallField, where: str, unanswered: _Unanswered) -> ToolCall:
+    unanswered.add(call.id, where)
+    arguments = call.function.arguments
+    refuse_deep(arguments, f"{where}.function.arguments")
+    text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(call.id, call.function.name, text)
+
+
+def _tool_message(field: MessageField, where: str, unanswered: _Unanswered) -> Message:
     if field.tool_call_id is None:
         raise InputError("is required", field=f"{where}.tool_call_id", mend="name the call it answers")
-    call = history.answer(field.tool_call_id, where)
+    unanswered.answer(field.tool_call_id, where)
     content = _content(field.content, f"{where}.content")
-    return Message(role="tool", content=content or "", name=field.name, tool_call_id=call)
+    return Message(role="tool", content=content or "", name=field.name, tool_call_id=field.tool_call_id)
 
 
-class _History:
-    """Tool calls on their way through the conversation: canonical ids, and which still lack an answer."""
+class _Unanswered:
+    """Ids of the calls so far that still lack an answer."""
 
     def __init__(self) -> None:
-        self._count = 0
-        self._open: dict[str, str] = {}
+        self._ids: dict[str, None] = {}
 
-    def add_calls(self, field: MessageField, where: str) -> tuple[ToolCall, ...]:
-        calls = []
-        for place, call in enumerate(field.tool_calls or ()):
-            if call.id in self._open:
-                raise InputError(
-                    f"the id {call.id!r} occurs twice",
-                    field=f"{where}.tool_calls[{place}].id",
-                    mend="ids must differ",
-                )
-            canonical = f"functions.{call.function.name}:{self._count}"
-            self._count += 1
-            self._open[call.id] = canonical
-            arguments = call.function.arguments
-            refuse_deep(arguments, f"{where}.tool_calls[{place}].function.arguments")
-            text = arguments if isinstance(arguments, str) else json.dumps(arguments, ensure_ascii=False)
-            calls.append(ToolCall(canonical, call.function.name, text))
-        return tuple(calls)
+    def add(self, call_id: str, where: str) -> None:
+        if call_id in self._ids:
+            raise InputError(f"the id {call_id!r} occurs twice", field=f"{where}.id", mend="ids must differ")
+        self._ids[call_id] = None
 
-    def answer(self, call_id: str, where: str) -> str:
-        """The canonical id of an open call, which is now answered."""
-        if call_id not in self._open:
+    def answer(self, call_id: str, where: str) -> None:
+        if call_id not in self._ids:
             raise InputError(
                 f"Invalid request: tool_call_id {call_id!r} is no open call of the message before it",
                 field=f"{where}.tool_call_id",
                 mend="answer each call once, right after its message",
             )
-        return self._open.pop(call_id)
+        del self._ids[call_id]
 
-    def expect_answered(self, where: str) -> None:
-        if self._open:
+    def expect_none(self, where: str) -> None:
+        if self._ids:
             raise InputError(
                 "Invalid request: an assistant message with 'tool_calls' must be followed by tool messages "
                 "responding to each 'tool_call_id'. The following tool_call_ids did not have response "
-                f"messages: {', '.join(self._open)}",
+                f"messages: {', '.join(self._ids)}",
                 field=where,
                 mend="add them",
             )
