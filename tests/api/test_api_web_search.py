@@ -109,6 +109,42 @@ async def test_beside_calls_of_the_clients_own(tmp_path: Path) -> None:
                 assert json.loads(answer.message["tool_calls"][2]["function"]["arguments"]) == {"a": 1}
 
 
+LONG = tuple(
+    {"url": f"https://moon.example/{n}", "title": f"Page {n}", "content": f"{n} " + "perilune " * 160}
+    for n in range(8)
+)
+
+
+async def test_results_leave_a_small_context_room_for_the_answer(tmp_path: Path) -> None:
+    model = Searching("one", "two")
+    entry = msgspec.structs.replace(K26, context_length=2048, max_output_tokens=256)
+    model.backend = ScriptedBackend(model._reply, entry=entry)
+    async with searching(tmp_path, model) as (k26, server):
+        server.results = LONG
+        first = await k26.ask(messages=ASK, tools=[SEARCH])
+        calls = [json.loads(one["function"]["arguments"]) for one in first.message["tool_calls"]]
+        one, two = (call["usage"]["total_tokens"] for call in calls)
+        assert one <= 1024 and two <= (2048 - one) // 2 and one > two > 0
+        assert [row[1:] for row in fees(k26.api)] == [("finished", FEE)] * 2
+        second = await k26.ask(messages=echoed(first.message), tools=[SEARCH])
+        assert second.choice["finish_reason"] == "stop"
+        shown = [json.loads(str(one.content)) for one in model.asked[-1].messages if one.role == "tool"]
+        assert [hit["title"] for hit in shown[0]["results"]] == [f"Page {n}" for n in range(2)]
+        assert [hit["title"] for hit in shown[1]["results"]] == ["Page 0"]
+
+
+async def test_results_for_which_there_is_no_room_cost_nothing(tmp_path: Path) -> None:
+    model = Searching()
+    entry = msgspec.structs.replace(K26, context_length=220, max_output_tokens=16)
+    model.backend = ScriptedBackend(model._reply, entry=entry)
+    async with searching(tmp_path, model) as (k26, server):
+        server.results = LONG
+        first = await k26.ask(messages=ASK, tools=[SEARCH])
+        assert fees(k26.api) == [(fees(k26.api)[0][0], "failed", 0)]
+        await k26.ask(messages=echoed(first.message), tools=[SEARCH])
+        assert "no room" in str(model.asked[-1].messages[-1].content)
+
+
 async def test_a_call_without_a_query_is_told_so(tmp_path: Path) -> None:
     model = Searching()
     model.backend = ScriptedBackend(lambda request: Call("web_search", {"words": "q"}), entry=K26)

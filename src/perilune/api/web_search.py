@@ -11,13 +11,13 @@ from __future__ import annotations
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
 from perilune.accounts.accounts import Accounts, new_request_id
 from perilune.accounts.keys import Principal
 from perilune.accounts.rows import Reservation
-from perilune.agent.search.provider import MAX_QUERY, SearchProvider, shown
+from perilune.agent.search.provider import MAX_QUERY, Hit, SearchProvider, cleaned, less, shown
 from perilune.api.search_choice import check_search, provider_of
 from perilune.api.search_shelf import SearchShelf
 from perilune.backends.metered import MeteredBackend, MeteredCall
@@ -41,6 +41,7 @@ BYTES_PER_TOKEN = 4
 Answer = AsyncGenerator[Event, None] | MeteredCall
 """Events to be iterated over and then closed."""
 NO_QUERY = "the call named no query"
+NO_ROOM = "the context has no room for its results"
 NOT_PAID = "the balance or a budget does not cover another search"
 
 
@@ -71,9 +72,7 @@ class WebSearch:
         call = metered.call(request, request_id=request_id)
         if not declared(asked) or request.tool_choice == "none":
             return call
-        searcher = _Searcher(
-            self._accounts, self._shelf, self._provider(asked), metered, principal, request.model
-        )
+        searcher = _Searcher(self._accounts, self._shelf, self._provider(asked), metered, principal, request)
         return searcher.answer(call, self._settings.search_results)
 
     def _provider(self, request: Request) -> SearchProvider:
@@ -94,14 +93,16 @@ class _Searcher:
         provider: SearchProvider,
         metered: MeteredBackend,
         principal: Principal,
-        model: str,
+        request: Request,
     ) -> None:
         self._accounts = accounts
         self._shelf = shelf
         self._provider = provider
         self._metered = metered
         self._principal = principal
-        self._model = model
+        self._request = request
+        self._room: int | None = None
+        """Tokens of the context that prompt and results have left; None until the first search."""
         self._held: Reservation | None = None
         """A fee that is set aside and not yet used."""
 
@@ -144,11 +145,31 @@ class _Searcher:
         except SearchFailed as error:
             await self._settle(found=False)
             return await self._failed(query, arguments, error.message)
-        reservation, text = self._held, shown(query, hits)
-        kept = Kept(query, arguments, text, await self._count(text))
+        fitting = await self._fitting(query, hits)
+        if fitting is None:
+            await self._settle(found=False)
+            return await self._failed(query, arguments, NO_ROOM)
+        reservation, kept = self._held, Kept(query, arguments, *fitting)
         await self._keep(reservation.request_id, kept)
         await self._settle(found=True)
         return wire_arguments(reservation.request_id, kept)
+
+    async def _fitting(self, query: str, found: Sequence[Hit]) -> tuple[str, int] | None:
+        """What the model is shown, and its tokens: at most half of what the context has left, so that the
+        next prompt has room for an answer. None where not even one result fits."""
+        if self._room is None:
+            quote = await self._metered.quote(self._request)
+            self._room = quote.entry.context_length - quote.prompt_estimate
+        hits = tuple(map(cleaned, found))
+        while True:
+            text = shown(query, hits)
+            tokens = await self._count(text)
+            if tokens <= self._room // 2:
+                self._room -= tokens
+                return text, tokens
+            hits = less(hits)
+            if not hits:
+                return None
 
     async def _failed(self, query: str, arguments: str, why: str) -> str:
         """A reference too: the model reads why, and nobody pays."""
@@ -173,7 +194,7 @@ class _Searcher:
         """Tokens of a text within a prompt, by the model's own tokenizer where it is known."""
         sizes = [
             await self._metered.count_tokens(
-                Request(model=self._model, messages=(Message(role="user", content=f".{one}"),))
+                Request(model=self._request.model, messages=(Message(role="user", content=f".{one}"),))
             )
             for one in ("", text)
         ]

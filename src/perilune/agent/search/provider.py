@@ -17,6 +17,8 @@ MAX_QUERY = 500
 MAX_TITLE = 200
 MAX_URL = 500
 MAX_SNIPPET = 1500
+LEAST_SNIPPET = 40
+"""Characters of a passage that is cut short because the model's context is."""
 MAX_BYTES = 24 * 1024
 """Of all results together, as the model is shown them."""
 UNTRUSTED = (
@@ -57,6 +59,15 @@ def shown(query: str, hits: Sequence[Hit]) -> str:
             break
         kept.append(hit)
     return msgspec.json.encode({"note": UNTRUSTED, "query": query, "results": kept}).decode()
+
+
+def less(hits: Sequence[Hit]) -> tuple[Hit, ...]:
+    """What to show where all of it is too much: without the last result, or half of the only one's passage.
+    Nothing when that says nothing any more."""
+    if len(hits) > 1:
+        return tuple(hits[:-1])
+    shorter = [msgspec.structs.replace(hit, snippet=hit.snippet[: len(hit.snippet) // 2]) for hit in hits]
+    return tuple(hit for hit in shorter if len(hit.snippet) >= LEAST_SNIPPET)
 
 
 def _line(text: str, most: int) -> str:
