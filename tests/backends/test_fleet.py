@@ -276,12 +276,15 @@ async def test_a_call_that_none_may_serve_is_forbidden_and_leaves_no_row(tmp_pat
 
 async def test_rules_concern_those_they_name(tmp_path: Path) -> None:
     async with fleet(
-        tmp_path, {"a": GOOD}, PLACES, ({"projects": [99], "keys": [98], "regions": ["eu"]},)
+        tmp_path,
+        {"a": GOOD},
+        PLACES,
+        ({"projects": [99], "keys": [98], "organisations": [97], "regions": ["eu"]},),
     ) as it:
         with Accounts.open(tmp_path, it.settings) as accounts:
             principal = accounts.local_principal()
             assert (await complete(it.router.serving(principal), ask())).message.content == "Hello"
-            for other in ({"project_id": 99}, {"key_id": 98}):
+            for other in ({"project_id": 99}, {"key_id": 98}, {"organisation_id": 97}):
                 with pytest.raises(Forbidden):
                     await complete(it.router.serving(replace(principal, **other)), ask())
         # Where there are rules, a call on nobody's account is served by none.

@@ -2,7 +2,7 @@
 
 closed     calls go there
 open       none goes there until the time is over
-half open  one call goes there; it closes the breaker, or opens it again for longer
+half open  one call goes there; it closes the breaker when its answer begins, or opens it again for longer
 """
 
 from __future__ import annotations
@@ -39,6 +39,11 @@ class Breaker:
             return False
         self._trying = True
         return True
+
+    def begun(self) -> None:
+        """An answer has begun: the endpoint is there, so a trial is over. What was counted stays until an
+        answer is whole: one that always breaks off is no better than one that never begins."""
+        self._until, self._trying = None, False
 
     def succeeded(self) -> None:
         self._failures, self._rest_s, self._until, self._trying = 0, 0.0, None, False

@@ -26,7 +26,7 @@ from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.breaker import Breaker
 from perilune.backends.members import Duty, Member
 from perilune.backends.retries import is_passing, retry_pause
-from perilune.chat.messages import Event, Request
+from perilune.chat.messages import Event, Finished, Request
 from perilune.errors import (
     BackendAuth,
     BackendError,
@@ -65,6 +65,11 @@ class Replica:
     def admit(self) -> bool:
         """Whether a call may go there now. Who is let in must tell the breaker how it ended."""
         return not self.duty.drained and self.breaker.admit()
+
+    def answered(self) -> None:
+        """A whole answer has come."""
+        self.breaker.succeeded()
+        self.duty.error = ""
 
 
 class Replicas:
@@ -134,8 +139,12 @@ class Replicas:
         replica, first, events = await self._begin(request)
         try:
             async with aclosing(events):
+                if isinstance(first, Finished):
+                    replica.answered()
                 yield first
                 async for event in events:
+                    if isinstance(event, Finished):
+                        replica.answered()
                     yield event
         except (BackendError, EngineError) as error:
             replica.breaker.failed()
@@ -240,8 +249,7 @@ class Replicas:
         except BaseException:
             replica.breaker.released()
             raise
-        replica.breaker.succeeded()
-        replica.duty.error = ""
+        replica.breaker.begun()
         return first, events
 
     def _judge(self, replica: Replica, error: Failure) -> None:
