@@ -79,6 +79,7 @@ TORCH_FREE = (
     "model/config_fields.py",
     "model/headers.py",
     "model/inspection.py",
+    "model/inspection_json.py",
     "model/json_files.py",
     "model/layout.py",
     "model/names.py",

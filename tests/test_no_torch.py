@@ -18,6 +18,7 @@ LIGHT_ALL_THE_SAME = {
     "model/content_hash.py",
     "model/headers.py",
     "model/inspection.py",
+    "model/inspection_json.py",
     "model/json_files.py",
     "model/layout.py",
     "model/names.py",

@@ -60,12 +60,12 @@ class PeriluneError(Exception):
         self.mend = mend
 
     def __str__(self) -> str:
-        text = f"{_shown(self.field)}: {self.message}" if self.field else self.message
+        text = f"{shown(self.field)}: {self.message}" if self.field else self.message
         return f"{text} ({self.mend})" if self.mend else text
 
 
-def _shown(field: str) -> str:
-    """Fields' names may be strangers', such as a tensor's: they must not break the line, nor fill pages."""
+def shown(field: str) -> str:
+    """A name as one short line. It may be a stranger's, such as a tensor's: it must not fill pages."""
     name = field if field.isprintable() else ascii(field)
     return name if len(name) <= LONGEST_FIELD else f"{name[: LONGEST_FIELD - 3]}..."
 

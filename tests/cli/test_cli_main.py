@@ -88,6 +88,13 @@ def test_an_interrupt_ends_quietly(
     assert one_line(capsys) == "perilune: stopped\n"
 
 
+@pytest.mark.parametrize("command", [["inspect"], ["checkpoint", "verify"], ["serve", "--checkpoint"]])
+def test_a_path_that_no_system_looks_for(command: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    assert cli.main([*command, "x" * 300]) == 2
+    line = one_line(capsys)
+    assert line.startswith("perilune: xxx") and "File name too long" in line and "give a path" in line
+
+
 def run_raising(error: BaseException, monkeypatch: pytest.MonkeyPatch) -> int:
     def fail(_: Namespace) -> int:
         raise error

@@ -64,8 +64,16 @@ def _damage_tensor(random: Random, tensors: dict[str, Any]) -> None:
         case 5:
             entry["data_offsets"] = tensors[other]["data_offsets"]
         case 6:
-            del tensors[name]
-            name = random.choice((other, random.choice(BEGINNINGS) + name.removeprefix("language_model.")))
+            if random.random() < 0.5:
+                del tensors[name]
+            name = random.choice(
+                (
+                    other,
+                    random.choice(BEGINNINGS) + name.removeprefix("language_model."),
+                    name + "x",
+                    "x." + name.rpartition(".")[2],
+                )
+            )
         case 7:
             tensors["__metadata__"] = random.choice((junk(random), entry, {name: "pt"}))
         case _:

@@ -16,7 +16,8 @@ from perilune.model.checkpoint import Checkpoint
 from perilune.model.config import load_config
 from perilune.model.content_hash import LIST_NAME, content_hash
 from perilune.model.headers import INDEX_NAME, ITEM_BYTES, SINGLE_NAME, scan_header
-from perilune.model.inspection import as_json, inspect
+from perilune.model.inspection import inspect
+from perilune.model.inspection_json import as_json
 from perilune.model.make import make_checkpoint
 from perilune.model.shapes import SHAPES
 from perilune.model.tiny import write_byte_tokenizer
@@ -98,7 +99,7 @@ def check_index(folder: Path, data: bytes) -> None:
     whole = path.read_bytes()
     path.write_bytes(data[1:])
     try:
-        for read in (inspect, content_hash) if name == LIST_NAME else (inspect, _inspect_alone, _open_few):
+        for read in (verify, content_hash) if name == LIST_NAME else (inspect, _inspect_alone, _open_few):
             with allowed(CheckpointError, name, ".safetensors"):
                 read(folder)
     finally:

@@ -18,6 +18,7 @@ NUMBERS = (
 )
 TEXTS = (
     *("", "x", "yarn", "default", "silu", "BF16", "F32", "I64", "F8_E4M3", "..", "/etc/passwd", "\0", "a\nb"),
+    *("x" * 300, "y" * 300 + ".safetensors", "foo.weight_shape", "weight_shape"),
     *("model.safetensors", "../model.safetensors", "\ud800", "☾" * 90, "%s%n", "kimi_k25", "deepseek_v3"),
 )
 

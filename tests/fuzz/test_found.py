@@ -20,9 +20,14 @@ from perilune.chat.media_rules import RULES_FILE, load_rules
 from perilune.chat.pictures import decode_image
 from perilune.chat.tokenizer import CONFIG_FILE, RANKS_FILE, Tokenizer
 from perilune.errors import CheckpointError, InputError, PeriluneError, TokenizerError
+from perilune.model.checkpoint import Checkpoint
 from perilune.model.content_hash import LIST_NAME, read_list
-from perilune.model.headers import scan_header
+from perilune.model.headers import INDEX_NAME, scan_header
+from perilune.model.inspection import inspect
+from perilune.model.make import make_checkpoint
+from perilune.model.shapes import SHAPES
 from perilune.model.tiny import write_byte_tokenizer
+from perilune.model.verify import verify
 
 
 @pytest.mark.parametrize(
@@ -104,6 +109,33 @@ def test_a_strangers_name_stays_one_short_line_that_can_be_printed(name: str, tm
     line = str(scan_header(path).faults[name])
     assert line.isprintable() and len(line) < 600
     assert str(PeriluneError("m", field="messages[0].content")) == "messages[0].content: m"
+
+
+LONG = "x" * 300
+
+
+@pytest.mark.parametrize("name", [f"{LONG}.safetensors", "..", "a/b.safetensors"])
+def test_names_of_files_that_no_system_looks_for(name: str, tmp_path: Path) -> None:
+    """Path.is_file raises for a name that is too long."""
+    (tmp_path / "config.json").write_text(json.dumps(SHAPES["tiny"]()))
+    (tmp_path / "model.safetensors").touch()
+    (tmp_path / INDEX_NAME).write_text(json.dumps({"weight_map": {"a": name}}))
+    (tmp_path / LIST_NAME).write_text(f"{'0' * 64}  {name}\n")
+    for read in (inspect, Checkpoint.open, read_list):
+        with pytest.raises(CheckpointError) as caught:
+            read(tmp_path)
+        assert len(str(caught.value)) < 500 and caught.value.mend
+
+
+def test_an_extra_tensor_that_is_called_like_a_stored_shape(tmp_path: Path) -> None:
+    """Verifying looked up the shape of an expert's matrix of that name."""
+    make_checkpoint(SHAPES["tiny"](), tmp_path, hashes=False)
+    extra = {"odd.weight_shape": {"dtype": "I32", "shape": [2], "data_offsets": [0, 8]}}
+    (tmp_path / "odd.safetensors").write_bytes(framed(extra) + bytes(8))
+    index = json.loads((tmp_path / INDEX_NAME).read_bytes())
+    index["weight_map"]["odd.weight_shape"] = "odd.safetensors"
+    (tmp_path / INDEX_NAME).write_text(json.dumps(index))
+    assert [fault.name for fault in verify(tmp_path).faults] == ["odd.weight_shape"]
 
 
 @pytest.mark.filterwarnings("ignore::UserWarning")

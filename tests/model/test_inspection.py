@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from perilune.errors import CheckpointError
 from perilune.model.headers import INDEX_NAME
-from perilune.model.inspection import as_json, inspect
+from perilune.model.inspection import inspect
+from perilune.model.inspection_json import as_json
 from perilune.model.load import load_model
 from perilune.model.make import make_checkpoint
 from perilune.model.shapes import SHAPES

@@ -22,7 +22,8 @@ from hypothesis import strategies as st
 from perilune.errors import CheckpointError
 from perilune.model.config import load_config, parse_config
 from perilune.model.headers import INDEX_NAME, scan_header, weight_map
-from perilune.model.inspection import as_json, inspect
+from perilune.model.inspection import inspect
+from perilune.model.inspection_json import as_json
 from perilune.model.layout import all_tensors
 from perilune.model.shapes import SHAPES
 from perilune.model.vision_config import parse_vision

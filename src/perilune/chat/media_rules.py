@@ -78,7 +78,7 @@ def _check(rules: MediaRules, path: Path) -> None:
                  "image_std", "timestamp_mode"):  # fmt: skip
         if getattr(rules, name) != getattr(usual, name):
             raise CheckpointError(
-                f"{getattr(rules, name)!r} is not supported",
+                f"{getattr(rules, name)!r:.80} is not supported",
                 field=f"{path}: media_proc_cfg.{name}",
                 mend=f"this build knows {getattr(usual, name)!r} only",
             )

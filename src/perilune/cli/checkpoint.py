@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from perilune.cli.flags import Commands
 from perilune.cli.inspect import sized
-from perilune.errors import CheckpointError, InputError
+from perilune.errors import CheckpointError, InputError, shown
 
 if TYPE_CHECKING:
     from perilune.model.verify import Verification
@@ -136,18 +136,20 @@ def _change(document: dict[str, Any], changes: list[str]) -> None:
 
 
 def run_verify(given: argparse.Namespace) -> int:
+    from perilune.model.inspection_json import json_pieces
     from perilune.model.verify import verify
 
     done = verify(given.folder)
     if given.json:
-        print(json.dumps(_verified(done), indent=2))
+        faults = ({"name": fault.name, "detail": fault.detail} for fault in done.faults)
+        sys.stdout.writelines(json_pieces(_verified(done), "faults", faults))
     else:
         hashes = f"{done.hashed} files match checkpoint.sha256" if done.hashed else "no list of hashes"
         print(f"Read          {done.seen.tensors:,} tensors, {sized(done.seen.nbytes)}")
         print(f"Hashes        {hashes if not done.faults else 'see below' if done.hashed else hashes}")
         print(f"Values        {done.checked:,} tensors read for NaN, infinity and stored shapes")
         for fault in done.faults[:SHOWN_FAULTS]:
-            print(f"  {fault.name if fault.name.isprintable() else ascii(fault.name)}: {fault.detail}")
+            print(f"  {shown(fault.name)}: {fault.detail}")
         if len(done.faults) > SHOWN_FAULTS:
             print(f"  and {len(done.faults) - SHOWN_FAULTS:,} more (--json lists all)")
     if done.faults:
@@ -166,7 +168,6 @@ def _verified(done: Verification) -> dict[str, Any]:
         "bytes": done.seen.nbytes,
         "files_hashed": done.hashed,
         "tensors_checked": done.checked,
-        "faults": [{"name": fault.name, "detail": fault.detail} for fault in done.faults],
     }
 
 

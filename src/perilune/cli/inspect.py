@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections import Counter
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from perilune.cli.flags import Commands
-from perilune.errors import CheckpointError
+from perilune.errors import CheckpointError, shown
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -45,11 +44,12 @@ def add(commands: Commands) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from perilune.model.inspection import as_json, inspect
+    from perilune.model.inspection import inspect
+    from perilune.model.inspection_json import json_pieces, told, without_problems
 
     seen = inspect(given.path)
     if given.json:
-        print(json.dumps(as_json(seen), indent=2))
+        sys.stdout.writelines(json_pieces(without_problems(seen), "problems", map(told, seen.problems)))
     else:
         print("\n".join(lines(seen)))
         print("\n".join(problem_lines(seen.problems)), end="\n" if seen.problems else "")
@@ -97,8 +97,7 @@ def problem_lines(problems: tuple[Problem, ...]) -> Iterator[str]:
     for problem in problems:
         told[problem.kind] += 1
         if told[problem.kind] <= SHOWN_OF_A_KIND:
-            name = problem.name if problem.name.isprintable() else ascii(problem.name)
-            yield f"  {problem.kind:<10} {name}: {problem.detail}"
+            yield f"  {problem.kind:<10} {shown(problem.name)}: {problem.detail}"
     for kind, count in told.items():
         if count > SHOWN_OF_A_KIND:
             yield f"  {kind:<10} and {count - SHOWN_OF_A_KIND:,} more (--json lists all)"

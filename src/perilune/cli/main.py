@@ -6,6 +6,7 @@ is called, so `perilune --help` loads nothing else.
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
 from argparse import Namespace
@@ -30,9 +31,11 @@ from perilune.cli import (
 )
 from perilune.cli.flags import Commands, OneLineParser
 from perilune.cli.terminal import harmless
-from perilune.errors import PeriluneError
+from perilune.errors import InputError, PeriluneError, shown
 
 INTERRUPTED = 130
+BAD_PATHS = (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM, errno.ELOOP)
+"""What even looking at a path can end in, whichever command was given it."""
 ENGINE_PACKAGES = ("torch", "safetensors", "numpy", "llguidance")
 
 
@@ -61,6 +64,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Whoever read our output has gone; a second failure at exit would only make noise.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 1
+    except OSError as error:
+        if error.errno not in BAD_PATHS or error.filename is None:
+            raise
+        where = shown(os.fsdecode(error.filename))
+        return complain(f"{where}: {error.strerror} (give a path that can be read)", InputError.exit_code)
 
 
 def complain(text: str, code: int = 1) -> int:

@@ -188,7 +188,7 @@ def _text_section(document: Mapping[str, Any]) -> Fields:
     if kind in BARE_TYPES:
         return top
     raise CheckpointError(
-        f"{kind!r} is not a model this build can run",
+        f"{kind!r:.80} is not a model this build can run",
         field="model_type",
         mend=f"use a checkpoint whose model_type is one of {', '.join(WRAPPED_TYPES + BARE_TYPES)}",
     )
@@ -223,7 +223,7 @@ def _yarn(text: Fields) -> Yarn | None:
     if kind == "default":
         return None
     if kind != "yarn":
-        raise rope.wrong("type", f"{kind!r} is not supported", "only yarn and default are")
+        raise rope.wrong("type", f"{kind!r:.80} is not supported", "only yarn and default are")
     return Yarn(
         factor=rope.real("factor", least=1.0),
         original_max_position_embeddings=rope.whole("original_max_position_embeddings"),

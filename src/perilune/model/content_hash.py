@@ -9,7 +9,7 @@ import hashlib
 from pathlib import Path
 
 from perilune.errors import CheckpointError
-from perilune.model.json_files import read_bounded
+from perilune.model.json_files import is_plain_name, read_bounded
 
 LIST_NAME = "checkpoint.sha256"
 """`<hex digest>  <file name>` per line, as sha256sum writes and reads it."""
@@ -60,9 +60,9 @@ def read_list(folder: Path) -> dict[str, str]:
     rows = [line.split(maxsplit=1) for line in lines if line]
     listed = {row[1].lstrip("*"): row[0] for row in rows if len(row) == 2}
     for name in listed:
-        if Path(name).name != name or not name.isprintable() or name == "..":
+        if not is_plain_name(name):
             raise CheckpointError(
-                f"{LIST_NAME} names {name!r}, which is not a file of this folder",
+                f"{LIST_NAME} names {name!r:.80}, which is not a file of this folder",
                 field=str(path),
                 mend="do not use this checkpoint",
             )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from perilune.errors import CheckpointError
-from perilune.model.json_files import COPY_AGAIN, parse_object, read_object
+from perilune.model.json_files import COPY_AGAIN, is_plain_name, parse_object, read_object
 
 INDEX_NAME = "model.safetensors.index.json"
 SINGLE_NAME = "model.safetensors"
@@ -124,11 +124,13 @@ def _check_file_name(name: str, file: str) -> None:
     """Nothing but a plain name of a file beside the index is opened."""
     if Path(file).name != file or "\\" in file:
         raise CheckpointError(
-            f"{INDEX_NAME} points outside the folder: {file!r}", field=name, mend="do not use this checkpoint"
+            f"{INDEX_NAME} points outside the folder: {file!r:.80}",
+            field=name,
+            mend="do not use this checkpoint",
         )
-    if not file.endswith(".safetensors") or not file.isprintable() or not file.isascii():
+    if not file.endswith(".safetensors") or not file.isascii() or not is_plain_name(file):
         raise CheckpointError(
-            f"{INDEX_NAME} says it is in {file!r}, which is not the name of a safetensors file",
+            f"{INDEX_NAME} says it is in {file!r:.80}, which is not the name of a safetensors file",
             field=name,
             mend=COPY_AGAIN,
         )

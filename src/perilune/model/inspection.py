@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 from perilune.errors import CheckpointError
 from perilune.model.config import CONFIG_NAME, TextConfig, parse_config, read_config
@@ -295,33 +295,3 @@ def _part(name: str) -> str:
     if name.startswith("mm_projector."):
         return "projector"
     return next((part for mark, part in _PARTS if mark in name), "other")
-
-
-def as_json(seen: Inspection) -> dict[str, Any]:
-    """One JSON object; the keys are a promise."""
-    config = seen.config
-    return {
-        "path": str(seen.path),
-        "source": seen.source,
-        "ok": not seen.problems,
-        "model_type": seen.model_type,
-        "architecture": {
-            name: value for name, value in vars(config).items() if isinstance(value, (int, float))
-        }
-        | {"yarn": vars(config.yarn) if config.yarn else None},
-        "experts_stored": seen.experts_stored,
-        "vision": vars(seen.vision) if seen.vision else None,
-        "parameters": {"total": seen.parameters, "active": seen.active_parameters},
-        "tensors": seen.tensors,
-        "bytes": seen.nbytes,
-        "parts": {
-            name: {"tensors": part.tensors, "parameters": part.parameters, "bytes": part.nbytes}
-            for name, part in seen.parts.items()
-        },
-        "cache": {
-            "bytes_per_token": seen.cache_bytes_per_token,
-            "context": config.max_position_embeddings,
-            "bytes": seen.cache_bytes,
-        },
-        "problems": [{"kind": one.kind, "name": one.name, "detail": one.detail} for one in seen.problems],
-    }

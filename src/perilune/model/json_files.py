@@ -9,6 +9,16 @@ from typing import Any
 from perilune.errors import CheckpointError
 
 COPY_AGAIN = "copy the file again from its source"
+LONGEST_NAME = 255
+"""Bytes of a file's name. Systems refuse to look for longer ones."""
+
+
+def is_plain_name(name: str) -> bool:
+    """Whether `name` may be that of a file in the folder it is read from, and can be shown."""
+    plain = (
+        name.isprintable() and "\\" not in name and name not in ("", ".", "..") and Path(name).name == name
+    )
+    return plain and len(name.encode()) <= LONGEST_NAME
 
 
 def read_object(path: Path, most_bytes: int) -> dict[str, Any]:
