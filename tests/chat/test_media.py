@@ -240,10 +240,9 @@ def test_other_counts_than_placeholders_are_refused(counts: list[int]) -> None:
 
 def test_other_counts_of_videos_are_refused() -> None:
     messages = (user(VideoPart("")),)
-    with pytest.raises(InputError, match="not among the media"):
-        render(messages, thinking=True, video_times=[])
-    with pytest.raises(InputError, match="1 videos are in no message"):
-        render(messages, thinking=True, video_times=[("00:00:00.000",)] * 2)
+    for count, field in ((0, r"messages\[0\].content\[0\]"), (2, "messages")):
+        with pytest.raises(InputError, match=f"{field}: the messages hold 1 videos, and {count} were read"):
+            render(messages, thinking=True, video_times=[("00:00:00.000",)] * count)
 
 
 def test_text_that_spells_a_placeholder_is_text(official: Tokenizer) -> None:

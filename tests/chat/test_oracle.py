@@ -218,7 +218,7 @@ def test_a_template_that_shows_no_videos_refuses_them(tmp_path: Path, small: Tok
     with pytest.raises(UnsupportedInput, match="shows 0 of 1 videos") as caught:
         prompter(request, small, video_times=[("00:00:00.000",)])
     assert (caught.value.field, bool(caught.value.mend)) == ("messages.content", True)
-    with pytest.raises(UnsupportedInput, match="shows 1 of 0 videos"):
+    with pytest.raises(UnsupportedInput, match=r"messages\[0\].content\[1\]: video is not supported"):
         open_template(written(tmp_path), "jinja")(request, small)
 
 

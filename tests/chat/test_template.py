@@ -200,8 +200,8 @@ def test_touching_texts_are_one_piece() -> None:
 
 
 def test_video_is_refused_plainly() -> None:
-    with pytest.raises(UnsupportedInput, match="video"):
-        render((Message(role="user", content=(VideoPart("data:"),)),), thinking=True)
+    with pytest.raises(UnsupportedInput, match=r"messages\[1\].content\[1\]: video is not supported"):
+        render((HELPFUL, Message(role="user", content=(WORDS, VideoPart("data:")))), thinking=True)
 
 
 # ---- the formats of K2.5 and K2-Thinking

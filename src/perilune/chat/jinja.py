@@ -22,6 +22,7 @@ from perilune.chat.template import (
     is_partial,
     refuse_surrogates,
     spelt,
+    times_of_each,
     video_pieces,
 )
 from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
@@ -118,13 +119,14 @@ class JinjaTemplate:
                 mend='leave partial out, or serve without `template = "jinja"`',
             )
         refuse_surrogates(request)
+        times = tuple(times_of_each(request.messages, video_times))
         guards = {ord(name[0]): name[0] + GUARD for name in tokenizer.specials}
         text = self.render(
             msgspec.convert(_guarded(msgspec.to_builtins(request.messages), guards), tuple[Message, ...]),
             msgspec.convert(_guarded(msgspec.to_builtins(request.tools), guards), tuple[Tool, ...]),
             thinking=request.thinking,
             keep_thinking=request.keep_thinking,
-            video_times=video_times,
+            video_times=times,
         )
         ids = _encode(text, tokenizer)
         marks = [tokenizer.special(THINK), tokenizer.special(END_THINK)]

@@ -67,15 +67,12 @@ def render(
     goes on within it. `video_times` say when the pieces of each video begin; an image or a piece is one
     placeholder here. Raises InputError when they are not as many as the videos, UnsupportedInput for a video
     without them."""
+    times = times_of_each(messages, video_times)
     messages = canonical_calls(messages)
     if variant.default_system and (not messages or messages[0].role != "system"):
         messages = (Message(role="system", content=DEFAULT_SYSTEM), *messages)
-    times = None if video_times is None else list(video_times)
     keep = keep_thinking and variant.can_keep
-    pieces = tuple(_joined(_pieces(messages, tools, thinking, keep, generate, variant, times)))
-    if times:
-        raise InputError(f"{len(times)} videos are in no message", field="messages")
-    return pieces
+    return tuple(_joined(_pieces(messages, tools, thinking, keep, generate, variant, times)))
 
 
 def render_text(
@@ -242,7 +239,7 @@ def _pieces(
     keep_thinking: bool,
     generate: bool,
     variant: Variant,
-    times: list[Sequence[str]] | None,
+    times: Iterator[Sequence[str]],
 ) -> Iterator[Piece]:
     if tools:
         yield from (Special(IM_SYSTEM), "tool_declare", Special(IM_MIDDLE))
@@ -280,7 +277,7 @@ def is_partial(messages: Sequence[Message]) -> bool:
     return bool(messages) and messages[-1].role == "assistant" and messages[-1].partial
 
 
-def _turn(message: Message, times: list[Sequence[str]] | None) -> Iterator[Piece]:
+def _turn(message: Message, times: Iterator[Sequence[str]]) -> Iterator[Piece]:
     yield from (Special(IM_USER if message.role == "user" else IM_SYSTEM), message.name or message.role)
     yield Special(IM_MIDDLE)
     if message.role == "tool":
@@ -288,7 +285,7 @@ def _turn(message: Message, times: list[Sequence[str]] | None) -> Iterator[Piece
     yield from _content(message, times)
 
 
-def _assistant(message: Message, show_reasoning: bool, times: list[Sequence[str]] | None) -> Iterator[Piece]:
+def _assistant(message: Message, show_reasoning: bool, times: Iterator[Sequence[str]]) -> Iterator[Piece]:
     yield from (Special(IM_ASSISTANT), message.name or message.role, Special(IM_MIDDLE), Special(THINK))
     if show_reasoning:
         yield message.reasoning or ""
@@ -302,8 +299,7 @@ def _assistant(message: Message, show_reasoning: bool, times: list[Sequence[str]
         yield Special(SECTION_END)
 
 
-def _content(message: Message, times: list[Sequence[str]] | None) -> Iterator[Piece]:
-    """`times` are used up, video by video."""
+def _content(message: Message, times: Iterator[Sequence[str]]) -> Iterator[Piece]:
     content = message.content or ""
     for part in (TextPart(content),) if isinstance(content, str) else content:
         match part:
@@ -312,11 +308,29 @@ def _content(message: Message, times: list[Sequence[str]] | None) -> Iterator[Pi
             case ImagePart():
                 yield from (*_placeholder("image"), "\n")
             case VideoPart():
-                if times is None:
-                    raise UnsupportedInput("video is not supported here", field="messages.content")
-                if not times:
-                    raise InputError("a video is not among the media", field="messages.content")
-                yield from (*video_pieces(times.pop(0)), "\n")
+                yield from (*video_pieces(next(times)), "\n")
+
+
+def times_of_each(
+    messages: Sequence[Message], video_times: Sequence[Sequence[str]] | None
+) -> Iterator[Sequence[str]]:
+    """The times of one video after the other. Raises as `render` does."""
+    videos = [
+        f"messages[{position}].content[{place}]"
+        for position, message in enumerate(messages)
+        for place, part in enumerate(message.content if isinstance(message.content, tuple) else ())
+        if isinstance(part, VideoPart)
+    ]
+    if videos and video_times is None:
+        raise UnsupportedInput("video is not supported here", field=videos[0], mend="leave it out")
+    times = video_times or ()
+    if len(times) != len(videos):
+        raise InputError(
+            f"the messages hold {len(videos)} videos, and {len(times)} were read",
+            field=videos[len(times)] if len(times) < len(videos) else "messages",
+            mend="send each video as a content part of its own",
+        )
+    return iter(times)
 
 
 def video_pieces(times: Sequence[str]) -> Iterator[Piece]:
