@@ -174,6 +174,15 @@ async def test_an_open_length_is_cut_to_what_is_covered(accounts: Accounts) -> N
     assert (await reserve(accounts, least=256, most=1000)).max_tokens == 1000
 
 
+async def test_what_was_cut_is_not_taken_from_the_rate_limits(tmp_path: Path) -> None:
+    with opened(tmp_path, tier="kimi-0") as accounts:
+        enter(accounts, 100 * 950 + 300 * 4000)
+        assert (await reserve(accounts, least=256, most=32_768)).max_tokens == 300
+        standing = accounts.limits.standing(1)
+        assert (standing.running, standing.requests) == (1, 1)
+        assert (standing.tokens, standing.day_tokens) == (100 + 300, 100 + 300)
+
+
 async def test_the_tightest_of_key_project_and_balance_cuts(accounts: Accounts) -> None:
     enter(accounts, USD)
     secret = accounts.create_key("small", budget=100 * 950 + 400 * 4000)

@@ -240,6 +240,8 @@ class Accounts:
         except AccountError as error:
             self.counters.refused(error.code)
             raise
+        if reservation.max_tokens < max_tokens:
+            gate.lower(max_tokens - reservation.max_tokens)
         self._gates[request_id] = gate
         return reservation
 

@@ -1,6 +1,7 @@
 """Rate limits of organisations, in memory: all of a tier's limits are checked first, then all are taken.
 
     gate = limits.enter(organisation_id, tier, tokens, who)     or LimitReached; a refusal counts nowhere
+    gate.lower(tokens)                                           its answer was cut to what money covers
     gate.leave()                                                 the call has ended
     gate.undo()                                                  the call was refused elsewhere: as if never
 
@@ -119,6 +120,12 @@ class Gate:
         if self._open:
             self._open = False
             self._meters.running -= 1
+
+    def lower(self, tokens: int) -> None:
+        """The answer was cut by so many tokens: they are not taken."""
+        for window, _ in self._taken:
+            if window is not self._meters.requests:
+                window.give_back(tokens, self._at)
 
     def undo(self) -> None:
         if self._open:
