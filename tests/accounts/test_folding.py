@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from perilune.accounts import folding
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.folding import first_kept_ms, month_of
 from perilune.accounts.prices import Buckets
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.usage import calls_csv, totals, totals_csv, usd
 from perilune.chat.messages import Usage
 from perilune.errors import InputError

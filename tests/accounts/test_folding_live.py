@@ -18,9 +18,10 @@ from datetime import UTC, datetime
 from pathlib import Path
 
 import perilune
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.folding import first_kept_ms, fold_all, fold_step
 from perilune.accounts.keys import Principal
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.usage import Total, totals
 from perilune.chat.messages import Usage
 from perilune.settings import Settings
@@ -181,7 +182,8 @@ def test_killed_within_a_step(tmp_path: Path) -> None:
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.folding import first_kept_ms, fold_step
 from perilune.chat.messages import Usage
 from perilune.settings import Settings

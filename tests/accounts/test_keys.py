@@ -13,8 +13,9 @@ from typing import Any
 
 import pytest
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import new_secret, well_formed
+from perilune.accounts.request_ids import new_request_id
 from perilune.errors import ConfigError, Forbidden, InputError, InvalidKey, NotFound, StorageFull
 from perilune.settings import Settings
 

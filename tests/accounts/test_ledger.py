@@ -192,7 +192,8 @@ async def test_a_cancelled_wait_does_not_undo_a_settle(accounts: Accounts) -> No
 CHILD = """
 import asyncio, sys
 from pathlib import Path
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
+from perilune.accounts.request_ids import new_request_id
 from perilune.chat.messages import Usage
 from perilune.settings import Settings
 from perilune.store import Store

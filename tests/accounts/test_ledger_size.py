@@ -6,7 +6,8 @@ import os
 from datetime import UTC, datetime
 from pathlib import Path
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
+from perilune.accounts.request_ids import new_request_id
 from perilune.chat.messages import Usage
 from perilune.settings import Settings
 

@@ -8,8 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.rows import Reservation
 from perilune.accounts.wallet import Kind
 from perilune.chat.messages import Usage

@@ -12,7 +12,8 @@ from pathlib import Path
 import pytest
 from admin_server import Door, running
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
+from perilune.accounts.request_ids import new_request_id
 from perilune.api import upkeep
 from perilune.chat.messages import Usage
 from perilune.errors import StorageFull

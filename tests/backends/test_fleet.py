@@ -13,10 +13,11 @@ import pytest
 from loopback import GOOD, GOOD_CHUNKS, STREAM_HEAD, Endpoint, Handler, error, raw
 
 from perilune.accounts.accounts import Accounts
+from perilune.backends.affinity import conversation, in_order
 from perilune.backends.base import complete
 from perilune.backends.choose import open_backend
 from perilune.backends.metered import MeteredBackend
-from perilune.backends.replicas import Replica, Replicas, conversation, in_order
+from perilune.backends.replicas import Replica, Replicas
 from perilune.backends.router import Router
 from perilune.backends.scripted import ScriptedBackend, scripted_entry
 from perilune.chat.messages import Message, Request, TextDelta

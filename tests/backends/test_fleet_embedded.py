@@ -14,11 +14,12 @@ import pytest
 from loopback import GOOD, Endpoint, Handler, error
 
 from perilune.accounts.accounts import Accounts
+from perilune.backends.affinity import in_order
 from perilune.backends.base import complete
 from perilune.backends.choose import open_backend
 from perilune.backends.embedded import EmbeddedBackend
 from perilune.backends.metered import MeteredBackend
-from perilune.backends.replicas import Replicas, in_order
+from perilune.backends.replicas import Replicas
 from perilune.backends.router import Router
 from perilune.backends.scripted import ScriptedBackend
 from perilune.chat.messages import Message, Request, TextDelta, Tool

@@ -14,10 +14,11 @@ from loopback import Endpoint, error
 
 from perilune.accounts.accounts import Accounts
 from perilune.backends.access import Rule
+from perilune.backends.affinity import in_order
 from perilune.backends.base import ModelEntry, complete
 from perilune.backends.breaker import FAILURES, FIRST_REST_S, Breaker
 from perilune.backends.choose import open_backend
-from perilune.backends.replicas import Replica, Replicas, in_order
+from perilune.backends.replicas import Replica, Replicas
 from perilune.backends.scripted import scripted_entry
 from perilune.chat.messages import Event, Finished, Message, Request, TextDelta, Usage
 from perilune.errors import (

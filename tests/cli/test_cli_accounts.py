@@ -12,8 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.audit import record
+from perilune.accounts.request_ids import new_request_id
 from perilune.chat.messages import Usage
 from perilune.cli import main as cli
 from perilune.cli.desk import money

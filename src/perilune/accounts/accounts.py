@@ -10,10 +10,7 @@ One process owns a HOME's accounts: take `store.HomeLock` before `open`.
 
 from __future__ import annotations
 
-import base64
 import contextlib
-import os
-import random
 import time
 from collections.abc import Callable, Iterable
 from pathlib import Path
@@ -36,26 +33,13 @@ from perilune.errors import AccountError, HomeLocked, StoreError
 from perilune.settings import Settings
 from perilune.store import Reader, Store
 
-__all__ = ["DATABASE", "KEYS_FILE", "LOCAL", "Accounts", "new_request_id"]
+__all__ = ["DATABASE", "KEYS_FILE", "LOCAL", "Accounts"]
 
 DATABASE = "accounts.db"
 SYNC_EVERY_S = 0.2
 """How often the disk is told of the ledger, where `ledger_durability` is `crash`."""
 COMMAND_LINE = "command line"
 """Who acted, where no key did."""
-
-_CROCKFORD = bytes.maketrans(b"ABCDEFGHIJKLMNOPQRSTUVWXYZ234567", b"0123456789ABCDEFGHJKMNPQRSTVWXYZ")
-"""From the digits of base32 to those that sort as their values do."""
-
-
-_chance = random.Random(os.urandom(32))
-"""Ids must differ, not be secret; asking the system for each one lets go of the interpreter's lock."""
-
-
-def new_request_id() -> str:
-    """26 characters that sort by time of making: 48 bits of milliseconds, 80 random bits."""
-    value = int(time.time() * 1000) << 80 | _chance.getrandbits(80)
-    return base64.b32encode(value.to_bytes(20, "big"))[-26:].translate(_CROCKFORD).decode()
 
 
 class _Watcher(Reader):

@@ -12,7 +12,7 @@ from starlette.responses import Response
 from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from perilune.accounts.accounts import new_request_id
+from perilune.accounts.request_ids import new_request_id
 from perilune.api.http import ClientGone, error_headers, send_json
 from perilune.api.metrics import HttpCounters
 from perilune.chat.wire import encode_error

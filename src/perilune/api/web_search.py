@@ -14,8 +14,9 @@ import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.rows import Reservation
 from perilune.agent.search.provider import MAX_QUERY, Hit, SearchProvider, cleaned, less, shown
 from perilune.api.search_choice import check_search, provider_of

@@ -19,8 +19,9 @@ from typing import Any, Self, cast
 
 import msgspec
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.router import Router, find_entry

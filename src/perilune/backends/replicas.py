@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import hashlib
 import logging
 import random
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
@@ -18,10 +17,9 @@ from contextlib import aclosing
 from dataclasses import dataclass, field
 from typing import cast
 
-import msgspec
-
 from perilune.accounts.keys import Principal
 from perilune.backends.access import Rule, may_serve
+from perilune.backends.affinity import in_order
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.breaker import Breaker
 from perilune.backends.members import Duty, Member
@@ -282,26 +280,6 @@ class Replicas:
         except (BackendError, EngineError) as error:
             return error
         return None
-
-
-def in_order(request: Request, replicas: Sequence[Replica]) -> list[Replica]:
-    """The endpoints, the conversation's own first. Never depends on which are up."""
-    start = conversation(request)
-    return sorted(replicas, key=lambda one: hashlib.blake2b(start + one.name.encode()).digest())
-
-
-def conversation(request: Request) -> bytes:
-    """A digest of what stays the same while a conversation grows: its cache key where it has one, else the
-    tools and the messages up to the first of the user."""
-    if request.prompt_cache_key:
-        return _digest([request.cache_salt, request.prompt_cache_key])
-    roles = [message.role for message in request.messages]
-    end = roles.index("user") + 1 if "user" in roles else 1
-    return _digest([request.cache_salt, request.tools, request.messages[:end]])
-
-
-def _digest(value: object) -> bytes:
-    return hashlib.blake2b(msgspec.json.encode(value), digest_size=16).digest()
 
 
 class _Elsewhere(Exception):

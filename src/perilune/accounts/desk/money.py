@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import msgspec
 
-from perilune.accounts.accounts import Accounts, new_request_id
+from perilune.accounts.accounts import Accounts
 from perilune.accounts.desk.act import Act, Acts, Nothing
 from perilune.accounts.keyring import check_budget
+from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.wallet import Entry, Fee, Kind
 
 
