@@ -12,6 +12,7 @@ from contextlib import asynccontextmanager
 from pathlib import Path
 
 import aiohttp
+import msgspec
 import pytest
 from api_server import Api, Endless, Mute, Slow, serving, talk, talker
 
@@ -19,6 +20,7 @@ from perilune.accounts.accounts import Accounts
 from perilune.api.listen import listen, root_url
 from perilune.api.serve import Server, serve
 from perilune.backends.base import Backend
+from perilune.backends.scripted import ScriptedBackend, scripted_entry
 from perilune.errors import CheckpointError, ConfigError, HomeLocked
 from perilune.settings import Settings
 from perilune.store import HomeLock, home_holder
@@ -166,6 +168,14 @@ async def test_a_model_that_does_not_open_leaves_nothing_held(tmp_path: Path) ->
     for _ in range(2):
         with pytest.raises(CheckpointError):
             await serve(Settings.load(tmp_path, {"port": port}, {}), open_model=broken)
+    assert home_holder(tmp_path) is None
+
+
+async def test_a_model_whose_price_nobody_knows_is_not_served(tmp_path: Path) -> None:
+    entry = msgspec.structs.replace(scripted_entry(), price="dear")
+    with pytest.raises(ConfigError, match="price of scripted: the price book has no price 'dear'"):
+        async with process(tmp_path, ScriptedBackend(entry=entry)):
+            pass
     assert home_holder(tmp_path) is None
 
 

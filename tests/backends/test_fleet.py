@@ -10,7 +10,7 @@ from typing import Any
 
 import msgspec
 import pytest
-from loopback import GOOD, GOOD_CHUNKS, STREAM_HEAD, Endpoint, Handler, error, raw
+from loopback import GOOD, GOOD_CHUNKS, STREAM_HEAD, Endpoint, Handler, answer, error, raw
 
 from perilune.accounts.accounts import Accounts
 from perilune.backends.affinity import conversation, in_order
@@ -326,8 +326,9 @@ TWO = '[[backends]]\nname = "a"\nurl = "http://127.0.0.1:9/v1"\nmodel = "m"\n'
         (TWO + 'keyy = "sk-secret"', ["table 1", "keyy"]),
         ('[[backends]]\nname = "a"\nurl = "http://a b"\nmodel = "m"', ["backends, a", "not the URL"]),
         (TWO + "key = 7", ["table 1", "$.key"]),
-        (TWO + 'engine = "tgi"', ["table 1", "tgi"]),
-        (TWO + TWO, ["'a'", "one endpoint"]),
+        (TWO + 'engine = "tgi"', ["table 1", "tgi", "use one of hosted, vllm"]),
+        (TWO + TWO, ["'a'", "a name of its own"]),
+        (TWO + "[[access]]\nkeys = [2]", ["access", "table 1", "asks for nothing"]),
         (TWO + '[[access]]\nregion = "eu"', ["access", "table 1", "region"]),
         ('model_url = "http://x/v1"\n' + TWO, ["model_url", "keep one"]),
         ('[[access]]\nregions = ["eu"]', ["access", "no backends"]),
@@ -340,6 +341,25 @@ async def test_a_wrong_table_gets_one_clear_line(tmp_path: Path, text: str, word
         await open_backend(Settings.load(tmp_path, {}, {}))
     assert all(word in str(caught.value) for word in words), str(caught.value)
     assert "sk-secret" not in str(caught.value)
+
+
+async def test_what_is_wrong_with_an_endpoint_names_its_table(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    listing = answer({"data": [{"id": "m"}, {"id": "n"}]})
+    async with Endpoint([listing]) as good, Endpoint([error(401, "bad key")]) as shut:
+        (tmp_path / FILE_NAME).write_text(f'[[backends]]\nname = "shut"\nurl = "{shut.url}"\n')
+        with pytest.raises(BackendAuth, match="backends, shut: "):
+            await open_backend(Settings.load(tmp_path, {}, {}))
+        (tmp_path / FILE_NAME).write_text(
+            f'[[backends]]\nname = "good"\nurl = "{good.url}"\nmodel = "x"\n'
+            + TWO.replace('"m"', '"x"').replace('"a"', '"gone"')
+            + '[[access]]\nkeys = [2]\nregions = ["mars"]\n'
+        )
+        await (await open_backend(Settings.load(tmp_path, {}, {}))).close()
+    assert "backends, good does not list the model x and may refuse it (it lists: m, n)" in caplog.text
+    assert "calls to backends, gone will fail for now: nothing answers" in caplog.text
+    assert "access, table 1: no backend meets it" in caplog.text
 
 
 def test_tables_come_from_the_file_and_their_keys_are_not_shown(tmp_path: Path) -> None:

@@ -36,6 +36,17 @@ async def test_an_unknown_name_is_not_answered_by_another_model() -> None:
         await complete(Router([scripted("a")]), ask("c"))
 
 
+async def test_who_asks_for_no_model_is_told_all_names_but_mere_spellings() -> None:
+    router = Router([scripted("a"), scripted("b", "bee")], serve_as="kimi-k2.6")
+    with pytest.raises(NotFound, match=r"models served: a, kimi-k2.6, b, bee\)$"):
+        await complete(router, ask("gpt-4"))
+
+
+async def test_only_tables_are_drained() -> None:
+    with pytest.raises(NotFound, match=r"only \[\[backends\]\] tables"):
+        Router([scripted("a")]).drain("a", True)
+
+
 async def test_two_models_may_not_share_a_name() -> None:
     for router in (
         Router([scripted("a"), scripted("b", "a")]),

@@ -30,6 +30,7 @@ from perilune.api.tls import tls_context
 from perilune.api.upkeep import keep_up
 from perilune.backends.base import Backend
 from perilune.backends.choose import open_backend
+from perilune.errors import ConfigError
 from perilune.settings import Settings
 from perilune.store import HomeLock
 
@@ -165,6 +166,7 @@ async def serve(
             if backend is None:
                 return
             try:
+                await _check_prices(backend, accounts)
                 server = Server(settings, backend, accounts)
                 await server.start(listener)
                 async with _beside(settings, backend, accounts, server, admin_listener) as admin:
@@ -241,6 +243,16 @@ async def _beside(
         await asyncio.wait({upkeep})
         if door is not None:
             await door.stop(grace_s=1)
+
+
+async def _check_prices(backend: Backend, accounts: Accounts) -> None:
+    """Raises ConfigError for a model whose price the book lacks: each of its calls would fail."""
+    for entry in await backend.models():
+        try:
+            accounts.prices.price(entry.price)
+        except ConfigError as error:
+            error.field = f"price of {entry.id}"
+            raise
 
 
 async def _announce(server: Server, backend: Backend, settings: Settings, admin: str) -> None:

@@ -5,9 +5,10 @@ Each table is an endpoint, or, with `engine = "embedded"`, our own engine in a p
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
 
@@ -19,8 +20,10 @@ from perilune.backends.listing import entry_from
 from perilune.backends.local import open_engine
 from perilune.backends.replicas import Replica, Replicas
 from perilune.backends.upstream import UpstreamBackend
-from perilune.errors import CheckpointError, ConfigError
+from perilune.errors import BackendError, CheckpointError, ConfigError
 from perilune.settings import Settings
+
+log = logging.getLogger(__name__)
 
 Table = TypeVar("Table")
 EMBEDDED = "embedded"
@@ -82,7 +85,9 @@ async def open_fleet(settings: Settings) -> list[Replicas]:
     names = [table.name for table in tables]
     for name in names:
         if not name or names.count(name) > 1:
-            raise ConfigError(f"{name!r} is not a name of one endpoint", field="backends", mend="name each")
+            said = f"{names.count(name)} tables are named {name!r}" if name else "a table has an empty name"
+            raise ConfigError(said, field="backends", mend="give each a name of its own")
+    _check_rules(rules, tables)
     opened = await _open_all(tables, settings)
     models: dict[str, list[Opened]] = {}
     for one in opened:
@@ -124,9 +129,11 @@ async def _open(
     own = _settings_of(table, settings)
     try:
         if not table.embedded:
-            return Opened(table, await entry_from(own), counter=counters[table.tokenizer])
+            return Opened(
+                table, await entry_from(own, f"backends, {table.name}"), counter=counters[table.tokenizer]
+            )
         engine = await open_engine(own)
-    except (ConfigError, CheckpointError) as error:
+    except (ConfigError, CheckpointError, BackendError) as error:
         error.field = f"backends, {table.name}"  # not the setting for one endpoint
         raise
     (entry,) = await engine.models()
@@ -145,10 +152,25 @@ def read_tables(tables: Sequence[Mapping[str, Any]], kind: type[Table], setting:
         try:
             found.append(msgspec.convert(table, kind))
         except msgspec.ValidationError as error:
-            raise ConfigError(
-                f"table {number}: {error}", field=setting, mend="docs/backends.md lists the fields"
-            ) from error
+            mend = "docs/backends.md lists the fields"
+            if "$.engine`" in str(error):
+                mend = f"use one of {', '.join(filter(None, get_args(Engine)))}"
+            raise ConfigError(f"table {number}: {error}", field=setting, mend=mend) from error
     return tuple(found)
+
+
+def _check_rules(rules: Sequence[Rule], tables: Sequence[EndpointTable]) -> None:
+    """Raises ConfigError for a rule that asks for nothing. One that no table meets is a way to shut somebody
+    out, or a slip of the pen: it is told."""
+    for number, rule in enumerate(rules, 1):
+        if not (rule.regions or rule.vendors or rule.data_class):
+            raise ConfigError(
+                f"table {number}: asks for nothing",
+                field="access",
+                mend="give it regions, vendors or data_class",
+            )
+        if not any(rule.allows(table) for table in tables):
+            log.warning("access, table %d: no backend meets it, so those it concerns are refused", number)
 
 
 def _replicas(model: str, members: Sequence[Opened], rules: tuple[Rule, ...], settings: Settings) -> Replicas:

@@ -63,10 +63,10 @@ async def list_models(
         raise BackendProtocol(f"{url}/models is not OpenAI-shaped", mend=CHECK_URL) from error
 
 
-async def entry_from(settings: Settings) -> ModelEntry:
-    """The model of `model_url` and `model_name`. The endpoint is asked what it is; one that does not tell
-    is taken as the settings say (with a warning where it is down or refuses the key), but without a name it
-    must list exactly one model.
+async def entry_from(settings: Settings, of: str = "the model endpoint") -> ModelEntry:
+    """The model of `model_url` and `model_name`; `of` names the endpoint in the log. The endpoint is asked
+    what it is; one that does not tell is taken as the settings say (with a warning where it is down or
+    refuses the key, or does not list the model), but without a name it must list exactly one model.
 
     Raises ConfigError; BackendError where there is no name."""
     url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
@@ -77,10 +77,12 @@ async def entry_from(settings: Settings) -> ModelEntry:
             if not settings.model_name:
                 raise
             if isinstance(error, BackendUnreachable | BackendAuth):
-                log.warning("calls will fail for now: %s", error)
+                log.warning("calls to %s will fail for now: %s", of, error.message)
             items = []
     name = settings.model_name or choose_model(url, "", items)
     item = next((item for item in items if item["id"] == name), {})
+    if items and not item:
+        log.warning("%s does not list the model %s and may refuse it (it lists: %s)", of, name, _names(items))
     return upstream_entry(settings, name, item)
 
 
@@ -91,12 +93,17 @@ def choose_model(url: str, name: str, items: list[dict[str, Any]]) -> str:
         return name
     if not name and len(names) == 1:
         return names[0]
-    shown = ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
+    shown = _names(items)
     if name:
         raise ConfigError(f"{url} has no model {name}", field="model_name", mend=f"it lists: {shown}")
     if not names:
         raise ConfigError(f"{url} lists no models", field="model_name", mend="give the model's name")
     raise ConfigError(f"{url} has {len(names)} models", field="model_name", mend=f"name one of: {shown}")
+
+
+def _names(items: list[dict[str, Any]]) -> str:
+    names = [str(item["id"]) for item in items]
+    return ", ".join(names[:SHOWN]) + (", ..." if len(names) > SHOWN else "")
 
 
 def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> ModelEntry:

@@ -81,11 +81,10 @@ class Router:
         Raises NotFound."""
         fleet = [one for one in self._backends if isinstance(one, Replicas)]
         if not any(one.drain(name, drained) for one in fleet):
-            raise NotFound(
-                f"no backend {name!r} in a [[backends]] table",
-                field="backend",
-                mend="`perilune backends list` shows them",
+            mend = (
+                "`perilune backends list` shows them" if fleet else "only [[backends]] tables can be drained"
             )
+            raise NotFound(f"no backend {name!r} in a [[backends]] table", field="backend", mend=mend)
 
     async def ready(self) -> None:
         for backend in self._backends:
@@ -150,11 +149,17 @@ def names_of(entry: ModelEntry) -> set[str]:
     return {entry.id, *entry.aliases}
 
 
+def _spoken_names(entry: ModelEntry) -> list[str]:
+    """Its names without the mere other spellings of one of them."""
+    spelt = {other for name in names_of(entry) for other in SPELLINGS.get(name, ())}
+    return [name for name in (entry.id, *entry.aliases) if name not in spelt]
+
+
 def find_entry(entries: Iterable[ModelEntry], name: str) -> ModelEntry:
     """The model that answers to this name. Raises NotFound naming those there are."""
     known = tuple(entries)
     for entry in known:
         if name == entry.id or name in entry.aliases:
             return entry
-    served = ", ".join(entry.id for entry in known) or "none"
+    served = ", ".join(name for entry in known for name in _spoken_names(entry)) or "none"
     raise NotFound(f"Not found the model {name} or Permission denied", mend=f"models served: {served}")
