@@ -25,7 +25,14 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
-from perilune.errors import BackendInterrupted, BackendUnreachable, ConfigError, LimitReached, NotFound
+from perilune.errors import (
+    BackendInterrupted,
+    BackendUnreachable,
+    ConfigError,
+    InputError,
+    LimitReached,
+    NotFound,
+)
 from perilune.settings import Settings
 
 USAGE = Usage(prompt_tokens=1200, cached_tokens=900, completion_tokens=300, reasoning_tokens=40)
@@ -293,3 +300,13 @@ async def test_an_unknown_model_is_refused_before_a_row(accounts: Accounts) -> N
     with pytest.raises(NotFound, match=r"gpt.*models served: scripted"):
         await complete(backend, Request(model="gpt", messages=ask().messages))
     assert accounts.usage_rows() == []
+
+
+@pytest.mark.parametrize("inner", [ScriptedBackend(), Inner(whole, counted=None)], ids=["counted", "guessed"])
+async def test_a_text_that_is_none_is_refused_by_its_place(
+    accounts: Accounts, inner: ScriptedBackend | Inner
+) -> None:
+    request = msgspec.structs.replace(ask(), messages=(*ask().messages, *ask("a\ud83c").messages))
+    with pytest.raises(InputError, match=r"messages\[1\].content: holds half a surrogate pair"):
+        await complete(MeteredBackend(inner, accounts, accounts.local_principal()), request)
+    assert not accounts.usage_rows()

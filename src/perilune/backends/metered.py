@@ -39,6 +39,7 @@ from perilune.chat.messages import (
     ToolCallStarted,
     Usage,
 )
+from perilune.chat.template import refuse_surrogates
 from perilune.errors import BackendInterrupted
 
 BYTES_PER_TOKEN = 4
@@ -123,10 +124,15 @@ class MeteredBackend:
         return assembler.completion(), call.charge
 
     async def quote(self, request: Request) -> Quote:
-        """The most that this request can cost. Raises NotFound for an unknown model."""
+        """The most that this request can cost. Raises NotFound for an unknown model, InputError for a text
+        that is none."""
         entry = find_entry(await self._inner.models(), request.model)
-        counted = await self._inner.count_tokens(request)
-        bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
+        try:
+            counted = await self._inner.count_tokens(request)
+            bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
+        except UnicodeEncodeError:
+            refuse_surrogates(request)  # which says where it stands
+            raise
         sure = counted is not None or request.max_tokens is None
         room = entry.context_length - (estimate if sure else 0)
         most = max(1, min(request.max_tokens or entry.max_output_tokens, room))

@@ -37,7 +37,6 @@ MEDIA_BEGIN = "<|media_begin|>"
 MEDIA_CONTENT = "<|media_content|>"
 MEDIA_PAD = "<|media_pad|>"
 MEDIA_END = "<|media_end|>"
-SURROGATE = re.compile("[\ud800-\udfff]")
 DEFAULT_SYSTEM = "You are Kimi, an AI assistant created by Moonshot AI."
 
 
@@ -144,12 +143,14 @@ def prompt_ids(
 def refuse_surrogates(request: Request) -> None:
     """Raises InputError for a text that holds half a surrogate pair: it has no UTF-8, so no tokens."""
     for field, text in _texts(request):
-        if not text.isascii() and SURROGATE.search(text):
+        try:
+            text.encode()
+        except UnicodeEncodeError as error:
             raise InputError(
                 "holds half a surrogate pair, which is no character",
                 field=field,
                 mend="remove it or send the whole character",
-            )
+            ) from error
 
 
 def _texts(request: Request) -> Iterator[tuple[str, str]]:
