@@ -37,6 +37,20 @@ def test_settings_are_frozen(tmp_path: Path) -> None:
         Settings(home=tmp_path).port = 1  # type: ignore[misc]
 
 
+def test_a_new_home_is_closed(tmp_path: Path) -> None:
+    """What nobody has set lets nobody in and goes nowhere."""
+    new = Settings.load(tmp_path, {}, {})
+    assert new.host == "127.0.0.1" and new.admin_port == 0
+    assert (new.cors_origins, new.model_url, new.base_url, new.searxng_url, new.backends) == (
+        "",
+        "",
+        "",
+        "",
+        (),
+    )
+    assert not new.unsandboxed and new.log_level == "info" and new.max_connections > 0
+
+
 def test_keys_are_not_shown(tmp_path: Path) -> None:
     assert "plk_secret" not in repr(Settings(home=tmp_path, api_key="plk_secret", model_key="plk_secret"))
 

@@ -224,6 +224,20 @@ def test_nothing_is_unpickled_evaluated_or_left_unchecked() -> None:
     assert [found for file, text in sources() for found in other_breaches(text, file)] == []
 
 
+def test_there_is_one_way_to_models() -> None:
+    """What is reserved, charged and allowed is decided in `backends/metered.py`: no door, agent or swarm
+    calls a backend past it, so no route can forget it."""
+    callers = {
+        file
+        for file, text in sources()
+        for node in ast.walk(parsed(text))
+        if isinstance(node, ast.Call) and ast.unparse(node.func).endswith((".stream", ".serving"))
+    }
+    outside = {file for file in callers if not file.startswith("backends/")}
+    assert outside == {"cli/chat.py"}  # which is given a metered one, or another server's
+    assert "backends/metered.py" in callers
+
+
 @pytest.mark.parametrize(
     "code",
     [

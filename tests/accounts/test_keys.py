@@ -116,8 +116,13 @@ def test_a_lost_secret_stops_the_start_with_the_mend(tmp_path: Path) -> None:
     assert not (tmp_path / "key-secret").exists()
 
 
-def test_a_damaged_keys_file_of_a_first_start_is_named(tmp_path: Path) -> None:
-    (tmp_path / "keys.json").write_text('{"admin_key": "x"}')
+@pytest.mark.parametrize(
+    "keys",
+    [{"admin_key": "x"}, {"admin_key": "", "project_key": ""}, {"admin_key": "admin", "project_key": "x"}],
+)
+def test_a_damaged_keys_file_of_a_first_start_is_named(tmp_path: Path, keys: dict[str, str]) -> None:
+    """No empty, short or guessable key is ever taken."""
+    (tmp_path / "keys.json").write_text(json.dumps(keys))
     with pytest.raises(ConfigError, match="move it away"):
         opened(tmp_path)
 

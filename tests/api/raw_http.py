@@ -21,14 +21,19 @@ class Answer:
 
 
 async def ask(
-    port: int, line: str, *headers: str, host: str | None = "localhost", body: bytes = BODY
+    port: int,
+    line: str,
+    *headers: str,
+    host: str | None = "localhost",
+    body: bytes = BODY,
+    kind: str = "application/json",
 ) -> Answer:
     """One request letter for letter as given, on a connection of its own. The status is 0 when the server
     closes without a word."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     try:
         hosts = () if host is None else (f"Host: {host}",)
-        always = ("Content-Type: application/json", f"Content-Length: {len(body)}", "Connection: close")
+        always = (f"Content-Type: {kind}", f"Content-Length: {len(body)}", "Connection: close")
         head = "\r\n".join((f"{line} HTTP/1.1", *hosts, *always, *headers, "", ""))
         writer.write(head.encode("latin-1") + body)
         async with asyncio.timeout(10):

@@ -322,6 +322,8 @@ async def test_the_first_word_leaves_before_the_second_is_made(
     async with serving(tmp_path, Endless()) as api:
         async with web.post(api.root + CHAT, json=HI | {"stream": True}, headers=api.auth) as answer:
             assert answer.headers["cache-control"] == "no-cache, no-transform"
+            assert answer.headers["x-accel-buffering"] == "no"
+            assert "content-encoding" not in answer.headers
             async with asyncio.timeout(5):
                 first = await answer.content.readuntil(b"\n\n")
             assert b'"role":"assistant"' in first

@@ -144,6 +144,13 @@ async def test_more_calls_at_once_than_a_client_library_s_usual_hundred(client: 
     assert [one.message.content for one in answers] == ["Hello"] * many
 
 
+async def test_asking_whether_it_is_ready_reaches_the_endpoint_now_and_then() -> None:
+    """Anybody may ask that, as often as they like."""
+    async with upstream(models("theirs")) as (backend, endpoint):
+        await asyncio.gather(*(backend.ready() for _ in range(50)))
+        assert len(endpoint.heard) == 1
+
+
 @pytest.mark.parametrize("their_id", ["", "same", None])
 async def test_rows_have_ids_of_our_own(tmp_path: Path, their_id: str | None) -> None:
     """An endpoint that names all its answers alike, or not at all, loses no row of the ledger."""

@@ -356,7 +356,7 @@ def test_a_plain_request_carries_only_what_every_endpoint_takes() -> None:
                              "json_schema": {"name": "a", "schema": {"type": "object"}}}},
         {"messages": [USER, called("a", reasoning_content="hm", content=""), answer("a")]},
         {"messages": [USER, {"role": "assistant", "content": "{", "partial": True, "name": "Bo"}]},
-        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:image/png,A"},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:;base64,A"},
                                                    {"type": "text", "text": "?"}]}]},
     ],
 )  # fmt: skip

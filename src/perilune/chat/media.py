@@ -16,6 +16,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from perilune.chat.data_urls import start_of_bytes
 from perilune.chat.media_rules import MediaRules, fit, tokens_of
 from perilune.chat.messages import ImagePart, Message, TextPart
 from perilune.errors import InputError, UnsupportedInput
@@ -112,11 +113,7 @@ def _plan_one(url: str, is_image: bool, rules: MediaRules, where: str) -> Planne
 
 def data_of(url: str, where: str) -> bytes:
     """The bytes of a base64 data URL. Raises InputError."""
-    head, comma, body = url.partition(",")
-    if not head.startswith("data:") or not comma or not head.endswith(";base64"):
-        raise InputError(
-            "is not a base64 data URL", field=where, mend="send data:<type>;base64,<the file's bytes>"
-        )
+    body = url[start_of_bytes(url, where) :]
     if len(body) // 4 * 3 > MAX_BYTES:
         raise InputError(f"is larger than {MAX_BYTES >> 20} MiB", field=where, mend="send a smaller file")
     try:

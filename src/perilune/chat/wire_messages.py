@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 
+from perilune.chat.data_urls import start_of_bytes
 from perilune.chat.messages import ImagePart, Message, Part, TextPart, ToolCall, VideoPart
 from perilune.chat.template import canonical_calls
 from perilune.chat.wire_fields import CallField, ImageField, MediaUrl, MessageField, TextField, VideoField
@@ -164,7 +165,10 @@ def _part(part: TextField | ImageField | VideoField, where: str) -> Part:
 
 def _media_url(url: MediaUrl | str, where: str) -> str:
     text = url if isinstance(url, str) else url.url
-    if text.startswith(("data:", FILE_REFERENCE)):
+    if text.startswith("data:"):
+        start_of_bytes(text, where)
+        return text
+    if text.startswith(FILE_REFERENCE):
         return text
     raise UnsupportedInput(
         "only data URLs and uploaded files are read; nothing is fetched from elsewhere",
