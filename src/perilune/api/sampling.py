@@ -44,16 +44,16 @@ def hold_sampling(
     policy = entry.sampling_policy
     if policy == "open":
         _within_bounds(request)
-    accepted = msgspec.structs.asdict(accepted_sampling(entry, request.thinking))
-    for name, value in accepted.items() if policy != "open" else ():
-        if getattr(request, name) not in (None, value):
-            _replace_or_refuse(name, value, policy, adjusted)
+    else:
+        accepted = msgspec.structs.asdict(accepted_sampling(entry, request.thinking))
+        for name, value in accepted.items():
+            if getattr(request, name) not in (None, value):
+                _replace_or_refuse(name, value, policy, adjusted)
+        own = own_sampling(entry, request.thinking)
+        request = msgspec.structs.replace(request, temperature=own.temperature, top_p=own.top_p)
     for name in unserved:
         _replace_or_refuse(name, NEUTRAL[name], policy, adjusted)
-    if policy == "open":
-        return request
-    own = own_sampling(entry, request.thinking)
-    return msgspec.structs.replace(request, temperature=own.temperature, top_p=own.top_p)
+    return request
 
 
 def hold_length(request: Request, quote: Quote, adjusted: Adjusted) -> None:

@@ -38,6 +38,17 @@ REASONS: Mapping[int, str] = {
     503: "The model cannot be reached, or the server is full or stops. Try again.",
     507: "No space is left on the server's disk.",
 }
+LIMIT_HEADERS = {
+    f"x-ratelimit-{name}": {
+        "description": f"Where requests a minute are limited: {told}",
+        "schema": {"type": "integer"},
+    }
+    for name, told in (
+        ("limit", "how many there may be."),
+        ("remaining", "how many more there may be now."),
+        ("reset", "when all are free again, if no more are made. Unix time."),
+    )
+}
 ID_HEADER = {"x-request-id": {"$ref": "#/components/headers/RequestId"}}
 TOLD = (
     "Every answer has an id in `x-request-id`. Methods that are not listed answer 405, routes that are not "
@@ -139,9 +150,10 @@ def _responses(door: Door, operation: Operation, types: _Types) -> dict[str, Any
     found: dict[str, Any] = {
         str(status): {"$ref": f"#/components/responses/{status}"} for status in sorted(statuses)
     }
+    limits = LIMIT_HEADERS if door.needs == "chat" else {}
     answer = {
         "description": "The answer.",
-        "headers": ID_HEADER | dict(operation.headers),
+        "headers": ID_HEADER | limits | dict(operation.headers),
         "content": _content(operation.gives, types),
     }
     others = {
