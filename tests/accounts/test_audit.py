@@ -66,6 +66,8 @@ def test_an_act_that_fails_leaves_none(tmp_path: Path) -> None:
     "damage",
     [
         "UPDATE audit SET actor = 'nobody' WHERE id = 2",
+        "UPDATE audit SET at_ms = at_ms + 1 WHERE id = 2",
+        "UPDATE audit SET act = 'keys.list' WHERE id = 2",
         "UPDATE audit SET detail = '{}' WHERE id = 3",
         "DELETE FROM audit WHERE id = 4",
         "DELETE FROM audit WHERE id = 1",

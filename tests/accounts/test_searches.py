@@ -45,6 +45,8 @@ async def test_a_search_is_charged_once(accounts: Accounts) -> None:
     first = await accounts.settle_search(reservation, found=True)
     again = await accounts.settle_search(reservation, found=True)
     assert first == again and first.nano_usd == FEE and first.price_version == "web_search@2026-01-01"
+    assert accounts.counters.calls == {("web_search@2026-01-01", "finished"): 1}
+    assert accounts.counters.nano_usd == {"web_search@2026-01-01": FEE}
     with pytest.raises(InputError, match="used before"):
         await accounts.reserve_search(principal, request_id="s1")
     (row,) = accounts.usage_rows()

@@ -123,10 +123,37 @@ async def test_two_hundred_at_once_on_a_balance_for_ten(accounts: Accounts) -> N
 async def test_refused_in_the_official_words(accounts: Accounts) -> None:
     with pytest.raises(
         InsufficientBalance, match=r"exceeded your current token quota: <org-1> 0\.00000, please"
-    ):
+    ) as caught:
         await reserve(accounts)
-    assert accounts.usage_rows() == []
+    assert not caught.value.passing  # nobody gives back what is missing
+    enter(accounts, BOUND + 5)
+    held_by = await reserve(accounts)
+    with pytest.raises(InsufficientBalance, match=r"<org-1> 0\.00000, please") as caught:
+        await reserve(accounts)
+    assert caught.value.passing
+    await accounts.settle(held_by, Usage(prompt_tokens=100, completion_tokens=9))
+    with pytest.raises(InsufficientBalance) as caught:
+        await reserve(accounts)
+    assert not caught.value.passing
+    assert [row.outcome for row in accounts.usage_rows()] == ["finished"]
     assert accounts.limits.running == 0
+
+
+async def test_what_is_free_needs_no_balance(accounts: Accounts) -> None:
+    """Not even where a call came to more than it had reserved, and others hold what is left."""
+    enter(accounts, 2 * BOUND)
+    first, _ = await reserve(accounts), await reserve(accounts)
+    await accounts.settle(first, Usage(prompt_tokens=200, completion_tokens=20))
+    assert held(accounts)[3] == -BOUND
+    free = await accounts.reserve(
+        accounts.local_principal(),
+        request_id=new_request_id(),
+        model="m",
+        price="free",
+        prompt_bound=100,
+        max_tokens=10,
+    )
+    assert free.amount == 0
 
 
 async def test_an_account_is_active_once_it_has_a_deposit(tmp_path: Path) -> None:
@@ -178,10 +205,20 @@ async def test_an_open_length_is_cut_to_what_is_covered(accounts: Accounts) -> N
 async def test_what_was_cut_is_not_taken_from_the_rate_limits(tmp_path: Path) -> None:
     with opened(tmp_path, tier="kimi-0") as accounts:
         enter(accounts, 100 * 950 + 300 * 4000)
-        assert (await reserve(accounts, least=256, most=32_768)).max_tokens == 300
+        made = await accounts.reserve(
+            accounts.local_principal(),
+            request_id=new_request_id(),
+            model="m",
+            price="kimi-k2.6",
+            prompt_bound=100,
+            prompt_estimate=30,
+            max_tokens=32_768,
+            least_tokens=256,
+        )
+        assert made.max_tokens == 300
         standing = accounts.limits.standing(1)
         assert (standing.running, standing.requests) == (1, 1)
-        assert (standing.tokens, standing.day_tokens) == (100 + 300, 100 + 300)
+        assert (standing.tokens, standing.day_tokens) == (30 + 300, 30 + 300)  # as good as is known
 
 
 async def test_the_tightest_of_key_project_and_balance_cuts(accounts: Accounts) -> None:
@@ -226,6 +263,17 @@ async def test_the_tier_follows_deposits_and_operators(tmp_path: Path) -> None:
             await reserve(accounts)
         accounts.organisations.set_tier(1, None, actor="test")
         assert accounts.organisations.tier(1).name == "kimi-1"
+
+
+def test_a_tier_that_left_the_book_gives_way_to_the_usual_one(tmp_path: Path) -> None:
+    own = tmp_path / "tiers.toml"
+    own.write_text('[[tier]]\nname = "a"\nconcurrency = 1\nrpm = 2\ntpm = 3\ntpd = 4\n')
+    with opened(tmp_path / "home", tier="kimi-1") as accounts:
+        accounts.organisations.set_tier(1, "kimi-2", actor="test")
+    with opened(tmp_path / "home", tier="a", tier_book=str(own)) as accounts:
+        assert accounts.organisations.tier(1).name == "a"
+    with opened(tmp_path / "home", tier="kimi-1") as accounts:  # and is back with the book
+        assert accounts.organisations.tier(1).name == "kimi-2"
 
 
 async def test_a_call_that_money_refuses_takes_no_place_in_the_limits(tmp_path: Path) -> None:

@@ -83,6 +83,8 @@ class Accounts:
         self._clock = clock
         self._gates: dict[str, Gate] = {}
         """Request id -> its place in the limits, while the call runs."""
+        self._searching: set[str] = set()
+        """Ids of searches that are reserved and neither settled nor released."""
 
     @classmethod
     def open(
@@ -256,21 +258,26 @@ class Accounts:
         limits do not count it. `settle_search` or `release_search` ends it."""
         price = self.prices.price(SEARCH)
         try:
-            return await self.ledger.reserve_search(principal, request_id=request_id, price=price)
+            reservation = await self.ledger.reserve_search(principal, request_id=request_id, price=price)
         except AccountError as error:
             self.counters.refused(error.code)
             raise
+        self._searching.add(request_id)
+        return reservation
 
     async def settle_search(self, reservation: Reservation, *, found: bool) -> Charge:
         """Charge a search that was made, or with not `found` one that failed: nothing. Later settles of the
         same search return the first one's charge."""
         outcome: Outcome = "finished" if found else "failed"
         charge = await self.ledger.settle(reservation, Buckets(searches=int(found)), outcome=outcome)
-        self.counters.settled(charge)
+        if reservation.request_id in self._searching:
+            self._searching.discard(reservation.request_id)
+            self.counters.settled(charge)
         return charge
 
     async def release_search(self, reservation: Reservation) -> None:
         """Of a search that nobody asked for nothing stays in the books."""
+        self._searching.discard(reservation.request_id)
         await self.ledger.release(reservation)
 
     def usage_rows(
