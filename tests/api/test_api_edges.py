@@ -121,6 +121,13 @@ async def test_bad_bodies_name_the_field_and_cost_nothing(
             status, told, _ = await send(web, api, json=HI | {"stream": stream} | fields)
             assert status == 400 and words in told["error"]["message"], (fields, told)
             assert isinstance(told["error"]["type"], str)
+        talk = [*HI["messages"], {"role": "assistant", "content": "x"}, {"role": "user", "content": "X"}]
+        for sign, words in (("a\0b", "holds a NUL"), ("\ud83c", "surrogate")):
+            body = json.dumps(HI | {"stream": stream, "messages": talk}).replace('"X"', json.dumps(sign))
+            headers = api.auth | {"Content-Type": http.JSON.decode()}
+            status, told, _ = await send(web, api, data=body.encode(), headers=headers)
+            assert status == 400 and "messages[2].content: " in told["error"]["message"], told
+            assert words in told["error"]["message"] and "(" in told["error"]["message"]
         for body in (b"", b"{", b"[]", b"\xff", b"null", b"[" * 200_000):
             status, told, _ = await send(
                 web, api, data=body, headers=api.auth | {"Content-Type": http.JSON.decode()}

@@ -10,7 +10,8 @@ import openai
 import pytest
 from api_server import serving
 from openai import AsyncOpenAI
-from tests.chat.media_files import noise, png, url_of, video
+from tests.chat.hostile_media import jpeg_of_scans, jpegs, png_with_note, with_size_in_avi
+from tests.chat.media_files import noise, png, png_head, url_of, video
 
 from perilune.backends.embedded import EmbeddedBackend
 from perilune.model.make import make_checkpoint
@@ -44,6 +45,7 @@ async def test_media_over_http(tmp_path: Path) -> None:
                 await answers(ai)
                 await uploaded(ai)
                 await refusals(ai)
+                await hostile(ai)
     finally:
         await backend.close()
 
@@ -83,3 +85,26 @@ async def refusals(ai: AsyncOpenAI) -> None:
     ):
         with pytest.raises(openai.BadRequestError, match=rf"messages\[0\].content\[1\].*{words}"):
             await ai.chat.completions.create(model="seeing", messages=said(TEXT, part), extra_body=OFF)
+
+
+async def hostile(ai: AsyncOpenAI) -> None:
+    """Each in the third message: 400 with its place and the mend, and the engine answers as before."""
+    for data, words in (
+        (png_head(10_000, 10_000), r"more than the 50,000,000 pixels.*make it smaller"),
+        (png_head(1, 10_000), r"one side more than 200 times.*cut it into several"),
+        (png_with_note(b"iCCP", 50_000_000), r"its head is damaged.*saved anew"),
+        (png_with_note(b"zTXt", 50_000_000, last=True), r"cannot be decoded.*save it anew"),
+        (jpeg_of_scans(1000, 3000), r"far more parts.*save it anew"),
+        (video(0, container="avi"), r"no frames.*save it anew"),
+        (with_size_in_avi(jpegs("avi"), 20_000, 20_000), r"20000 by 20000 pixels.*make it smaller"),
+        (b"\0\0\0\x20ftyp" + video(5, container="avi"), r"cannot be read.*save it anew"),
+    ):
+        kind = "image_url" if data.startswith((b"\x89PNG", b"\xff\xd8")) else "video_url"
+        part = {"type": kind, kind: {"url": url_of(data)}}
+        messages: Any = [*said(TEXT), {"role": "assistant", "content": "x"}, *said(part, TEXT)]
+        with pytest.raises(openai.BadRequestError, match=rf"messages\[2\].content\[0\].*{words}"):
+            await ai.chat.completions.create(model="seeing", messages=messages, extra_body=OFF)
+    whole = await ai.chat.completions.create(
+        model="seeing", messages=said(IMAGE, TEXT), max_tokens=4, extra_body=OFF
+    )
+    assert whole.usage and whole.usage.completion_tokens
