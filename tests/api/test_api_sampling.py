@@ -9,7 +9,8 @@ from typing import Any
 
 import msgspec
 import pytest
-from kimi_server import K26, OFF, Answer, Kimi, kimi_serving
+from kimi_server import K26, OFF, WEATHER, Answer, Kimi, kimi_serving
+from openai import AsyncOpenAI
 
 from perilune.backends.embedded import EmbeddedBackend
 from perilune.backends.scripted import Reply, ScriptedBackend
@@ -60,6 +61,44 @@ async def test_clamp_says_what_it_changed(tmp_path: Path) -> None:
         assert model.sampling == (0.6, 0.95)
         estimate = await k26.ask("/v1/tokenizers/estimate-token-count", temperature=0)
         assert adjusted(estimate) == "temperature=1.0"
+
+
+@pytest.mark.parametrize("stream", [False, True])
+async def test_a_program_for_gpt_runs_unchanged_under_clamp(tmp_path: Path, stream: bool) -> None:
+    """All that docs/api.md says of such programs' fields, with their own client."""
+    model = Noting("clamp")
+    fields: dict[str, Any] = GPT | {
+        "messages": [{"role": "developer", "content": "Be brief."}, {"role": "user", "content": "Hello"}],
+        "max_completion_tokens": 128_000,
+        "reasoning_effort": "none",
+        "verbosity": "low",
+        "service_tier": "auto",
+        "logit_bias": {"50256": -100},
+        "user": "u-1",
+        "store": False,
+        "metadata": {"team": "a"},
+        "seed": 7,
+        "stop": ["END"],
+        "response_format": {"type": "json_object"},
+        "tools": [WEATHER],
+        "tool_choice": "required",
+        "parallel_tool_calls": False,
+    }
+    async with kimi_serving(tmp_path, model.backend) as k26:
+        async with AsyncOpenAI(base_url=k26.api.url, api_key=k26.api.key, max_retries=0) as ai:
+            made = await ai.chat.completions.with_raw_response.create(
+                model="kimi-k2.6", stream=stream, **fields
+            )
+            told = made.headers[HEADER]
+            if stream:
+                said = "".join([one.choices[0].delta.content or "" async for one in made.parse()])
+            else:
+                said = made.parse().choices[0].message.content
+    assert said == "Noted." and told.startswith("temperature=0.6, top_p=0.95, n=1, ")
+    (asked,) = model.asked
+    assert asked.messages[0].role == "system" and not asked.thinking
+    assert (asked.max_tokens, asked.seed, asked.stop) == (128_000, 7, ("END",))
+    assert (asked.tool_choice, asked.max_parallel_calls, asked.json_schema) == ("required", 1, {})
 
 
 async def test_nothing_is_said_where_nothing_was_changed(tmp_path: Path) -> None:
