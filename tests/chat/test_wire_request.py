@@ -174,6 +174,38 @@ def test_tools_and_choices() -> None:
     assert decode(tools=[loose]).tools == (Tool(name="f", strict=False),)
 
 
+@pytest.mark.parametrize(
+    ("body", "said"),
+    [
+        (b"[]", "the body is wrong: expected `object`, got `array` (send one JSON object)"),
+        (
+            b'{"model": "m", "messages": [{"role": "bot"}]}',
+            "messages[0].role: invalid value: 'bot' (use system, developer, user, assistant or tool)",
+        ),
+        (
+            b'{"model": "m", "messages": [{"role": "user", "content": [{"type": "audio"}]}]}',
+            "messages[0].content[0].type: invalid value: 'audio' (use text, image_url or video_url)",
+        ),
+        (
+            b'{"model": "m", "messages": [], "thinking": {"type": "maybe"}}',
+            "thinking.type: invalid value: 'maybe' (use enabled or disabled)",
+        ),
+        (
+            b'{"model": "m", "messages": [], "response_format": {"type": "xml"}}',
+            "response_format.type: invalid value: 'xml' (use text, json_object or json_schema)",
+        ),
+        (
+            b'{"model": "m", "messages": [], "seed": "x"}',
+            "seed: invalid value: expected `int | null`, got `str` (docs/api.md has the fields)",
+        ),
+    ],
+)
+def test_a_wrong_word_is_answered_with_those_there_are(body: bytes, said: str) -> None:
+    with pytest.raises(InputError) as caught:
+        decode_request(body)
+    assert str(caught.value) == said
+
+
 def test_response_formats() -> None:
     schema = {"type": "object", "properties": {"a": {"type": "integer"}}}
     named = {"type": "json_schema", "json_schema": {"name": "x", "schema": schema, "strict": True}}

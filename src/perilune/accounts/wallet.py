@@ -173,7 +173,11 @@ def _move(connection: sqlite3.Connection, organisation_id: int, kind: Kind, cash
 def _check(kind: str, amount: int, reference: str, note: str) -> None:
     if kind not in get_args(Kind):
         raise InputError(f"{kind!r} is no kind of entry", field="kind", mend=", ".join(get_args(Kind)))
-    if not 0 < abs(amount) <= MOST_NANO or (amount < 0 and kind != "correction"):
+    if abs(amount) > MOST_NANO:
+        raise InputError(
+            "is more than the books can hold", field="amount", mend="it is in nano-USD: check it"
+        )
+    if amount == 0 or (amount < 0 and kind != "correction"):
         raise InputError("must be more than zero", field="amount", mend="use a correction to take back")
     if not reference.strip() or len(reference) > LONGEST_TEXT or not reference.isprintable():
         raise InputError(

@@ -29,7 +29,15 @@ NEUTRAL: Mapping[str, Any] = {
     "top_logprobs": 0,
 }
 """Fields of which only one value is served, with that value."""
-ROLES = "system, developer, user, assistant or tool"
+CHOICES = (
+    (r"messages\[\d+\]\.role", "use system, developer, user, assistant or tool"),
+    (r"messages\[\d+\]\.content\[\d+\]\.type", "use text, image_url or video_url"),
+    (r"thinking\.type", "use enabled or disabled"),
+    (r"thinking\.keep", "use all, or leave it out"),
+    (r"response_format\.type", "use text, json_object or json_schema"),
+    (r"tool_choice\.type", "use function"),
+)
+"""Fields that take one of a few words: how their errors say which."""
 
 
 class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
@@ -102,8 +110,11 @@ def _invalid(error: msgspec.ValidationError) -> InputError:
     if missing:
         field = f"{field}.{missing[1]}" if field else missing[1]
         return InputError("is required", field=field, mend="add it")
-    mend = f"use {ROLES}" if field.endswith(".role") else "docs/api.md has the fields"
-    return InputError(f"invalid value: {text[:1].lower()}{text[1:]}", field=field or None, mend=mend)
+    if not field:
+        return InputError(f"the body is wrong: {text[:1].lower()}{text[1:]}", mend="send one JSON object")
+    mend = next((use for name, use in CHOICES if re.fullmatch(name, field)), "docs/api.md has the fields")
+    text = text.removeprefix("Invalid enum value ").removeprefix("Invalid value ")
+    return InputError(f"invalid value: {text[:1].lower()}{text[1:]}", field=field, mend=mend)
 
 
 def _unserved(call: CallBody) -> dict[str, Any]:

@@ -9,6 +9,8 @@ if TYPE_CHECKING:
     from perilune.settings import Settings
 
 USAGE_ERROR = 2
+MOST_USD = 1_000_000
+"""Of one amount on the command line."""
 
 Commands = Any
 """argparse's list of sub-commands; its class has no public name."""
@@ -95,7 +97,9 @@ def dollars(text: str) -> int:
     try:
         amount = Decimal(text.removeprefix("$"))
     except InvalidOperation:
-        amount = Decimal(0)
-    if not amount.is_finite() or amount <= 0 or amount > 1_000_000:
+        amount = Decimal("NaN")
+    if not amount.is_finite():
         raise argparse.ArgumentTypeError(f"{text!r} is not an amount of dollars, such as 1.50")
+    if amount <= 0 or amount > MOST_USD:
+        raise argparse.ArgumentTypeError(f"{text!r} is not above 0 and up to {MOST_USD:,} dollars")
     return int(amount * 1_000_000_000)

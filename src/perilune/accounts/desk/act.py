@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import msgspec
+import msgspec.inspect
 
 from perilune.accounts.accounts import Accounts
 from perilune.errors import ConfigError, HomeLocked, InputError
@@ -37,7 +38,8 @@ def perform(acts: Acts, name: str, body: bytes, accounts: Accounts, actor: str) 
     except msgspec.ValidationError as error:
         text, _, path = str(error).partition(" - at `$")
         field = path.removesuffix("`").removeprefix(".")
-        raise InputError(text[:1].lower() + text[1:], field=field or None) from error
+        mend = _mend(act.fields, field)
+        raise InputError(text[:1].lower() + text[1:], field=field or None, mend=mend) from error
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise InputError(f"the body is not valid JSON: {error}", mend="send one JSON object") from error
     try:
@@ -49,3 +51,14 @@ def perform(acts: Acts, name: str, body: bytes, accounts: Accounts, actor: str) 
             raise
         # Here the fields come from a caller, not from a file of the operator.
         raise InputError(error.message, field=error.field, mend=error.mend) from error
+
+
+def _mend(fields: type[msgspec.Struct], wrong: str) -> str:
+    """The words that a field takes, where they are few; else the fields that there are."""
+    info = msgspec.inspect.type_info(fields)
+    assert isinstance(info, msgspec.inspect.StructType), "fields are a struct"
+    for field in info.fields:
+        if field.encode_name == wrong and isinstance(field.type, msgspec.inspect.LiteralType):
+            return f"use {', '.join(map(str, field.type.values))}"
+    names = ", ".join(field.encode_name for field in info.fields)
+    return f"its fields are {names}" if names else "it takes no fields"

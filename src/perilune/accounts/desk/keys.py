@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import time
+
 import msgspec
 
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.desk.act import Act, Acts, Nothing
 from perilune.accounts.keyring import KeyState
+from perilune.errors import InputError
 
 
 class NewKey(msgspec.Struct, forbid_unknown_fields=True):
@@ -27,6 +30,8 @@ class KeyBudget(msgspec.Struct, forbid_unknown_fields=True):
 
 
 def create(accounts: Accounts, new: NewKey, actor: str) -> dict[str, str]:
+    if new.expires_ms is not None and new.expires_ms <= time.time() * 1000:
+        raise InputError("is over already", field="expires_ms", mend="choose a later time, or leave it out")
     secret = accounts.create_key(
         new.name,
         new.scopes,

@@ -12,6 +12,7 @@ from perilune.accounts.audit import AuditLine
 from perilune.accounts.desk.act import Act, Acts, Nothing
 from perilune.accounts.rows import UsageRow
 from perilune.accounts.usage import Total, totals
+from perilune.errors import InputError
 
 MOST_LINES = 1000
 
@@ -51,6 +52,10 @@ def verify(accounts: Accounts, _: Nothing, actor: str) -> dict[str, object]:
 
 
 def usage(accounts: Accounts, period: Period, actor: str) -> list[Total]:
+    if period.since and period.until and period.since >= period.until:
+        raise InputError(
+            "is not after `since`", field="until", mend="it is the first day that does not count"
+        )
     return totals(accounts.store, period.by, period.since, period.until)
 
 

@@ -88,7 +88,8 @@ def _make(connection: sqlite3.Connection) -> None:
 def index_error(error: Exception, path: Path) -> StoreError | ConfigError:
     if "fts5" in str(error):
         return ConfigError("this Python's SQLite has no full-text search (FTS5)", mend="use another Python")
-    return StoreError(f"the search index {path} cannot be used: {error}", mend="delete it and index again")
+    mend = "free some space" if "is full" in str(error) else "delete it and index again"
+    return StoreError(f"the search index {path} cannot be used: {error}", mend=mend)
 
 
 def passages(text: str) -> Iterator[str]:
