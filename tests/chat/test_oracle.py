@@ -100,7 +100,7 @@ def test_a_format_for_text_need_not_agree_on_pictures(tmp_path: Path) -> None:
     ],
 )
 def test_any_other_template_is_refused_with_the_difference(
-    tmp_path: Path, old: str, new: str, probe: str
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, old: str, new: str, probe: str
 ) -> None:
     assert old in SOURCE
     folder = written(tmp_path, source=SOURCE.replace(old, new))
@@ -110,16 +110,19 @@ def test_any_other_template_is_refused_with_the_difference(
     assert TEMPLATE_FILE in said
     assert "--template jinja" in said
     assert f"first `{probe}`" in said
-    assert len(said.splitlines()) < 20
+    assert "\n" not in said and len(said) < 800
+    assert len(caplog.text.splitlines()) < 20
 
 
-def test_the_difference_shows_both_lines(tmp_path: Path) -> None:
+def test_the_difference_is_shown_and_logged(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     folder = written(tmp_path, source=SOURCE.replace("## Return of ", "## Returned by "))
     with pytest.raises(CheckpointError) as caught:
         open_template(folder)
-    lines = str(caught.value).splitlines()
-    assert any(line.startswith("-") and "## Return of functions.f:0" in line for line in lines)
-    assert any(line.startswith("+") and "## Returned by functions.f:0" in line for line in lines)
+    ours, own = "## Return of functions.f:0", "## Returned by functions.f:0"
+    assert f"{ours}`, its own `" in str(caught.value) and f"{own}` (" in str(caught.value)
+    lines = caplog.text.splitlines()
+    assert f"-<|im_system|>tool<|im_middle|>{ours}" in lines
+    assert f"+<|im_system|>tool<|im_middle|>{own}" in lines
 
 
 def test_a_named_format_overrules_the_template(tmp_path: Path, small: Tokenizer) -> None:

@@ -13,6 +13,7 @@ import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from itertools import takewhile, zip_longest
 from pathlib import Path
 from typing import Protocol
 
@@ -32,7 +33,9 @@ MEND = (
     f"--template {'|'.join(VARIANTS)}"
 )
 LONGEST_DIFF = 12
-"""Lines shown of the first probe that differs."""
+"""Lines logged of the first probe that differs."""
+CLIP = 80
+"""Characters of a line that the error shows, from a few before the first that differs."""
 
 
 class Prompter(Protocol):
@@ -73,16 +76,20 @@ def chosen_variant(folder: Path, choice: str = "") -> Variant:
 
 
 def variant_of(template: JinjaTemplate) -> Variant:
-    """The variant that renders every probe as the template does. Raises CheckpointError with the
-    difference from the one that comes nearest."""
+    """The variant that renders every probe as the template does. Raises CheckpointError with the first
+    difference from the one that comes nearest, and logs all lines of it."""
     theirs = {probe: _rendered(template, probe) for probe in probes()}
     wrong = {variant: _differences(theirs, variant) for variant in candidates()}
     nearest = min(wrong, key=lambda variant: len(wrong[variant]))
     if not wrong[nearest]:
         return nearest
+    first = wrong[nearest][0]
+    ours, own = _lines(_ours(first, nearest)), _lines(theirs[first])
+    diff = "\n".join(_diff(ours, own))
+    log.error("%s differs in `%s` (- ours, + its own):\n%s", template.path, first.name, diff)
     raise CheckpointError(
         f"renders {len(wrong[nearest])} of {len(theirs)} conversations otherwise than {nearest.name}, which "
-        f"is nearest; {_shown(wrong[nearest][0], nearest, theirs)}",
+        f"is nearest; first `{first.name}`: {_first_difference(ours, own)}",
         field=str(template.path),
         mend=MEND,
     )
@@ -135,10 +142,16 @@ def _differences(theirs: Mapping[Probe, str], variant: Variant) -> list[Probe]:
     ]
 
 
-def _shown(probe: Probe, variant: Variant, theirs: Mapping[Probe, str]) -> str:
-    lines = difflib.unified_diff(_lines(_ours(probe, variant)), _lines(theirs[probe]), lineterm="", n=1)
-    shown = [line for line in lines if not line.startswith(("---", "+++", "@@"))][:LONGEST_DIFF]
-    return f"first `{probe.name}` (- ours, + its own):\n" + "\n".join(shown) + "\n"
+def _diff(ours: Sequence[str], own: Sequence[str]) -> list[str]:
+    lines = list(difflib.unified_diff(ours, own, lineterm="", n=1))
+    return [line for line in lines[2:] if not line.startswith("@@")][:LONGEST_DIFF]
+
+
+def _first_difference(ours: Sequence[str], own: Sequence[str]) -> str:
+    one, other = next(pair for pair in zip_longest(ours, own, fillvalue="") if pair[0] != pair[1])
+    same = sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], zip(one, other, strict=False)))
+    at = max(same - CLIP // 4, 0)
+    return f"ours `{one[at : at + CLIP]}`, its own `{other[at : at + CLIP]}`"
 
 
 def _lines(prompt: str) -> list[str]:
