@@ -20,7 +20,14 @@ from perilune.accounts.prices import PriceBook, parse_prices
 from perilune.accounts.rows import Reservation
 from perilune.accounts.tables import SCHEMA
 from perilune.chat.messages import Usage
-from perilune.errors import ConfigError, InputError, InsufficientBalance, LimitReached, StoreError
+from perilune.errors import (
+    ConfigError,
+    InputError,
+    InsufficientBalance,
+    LimitReached,
+    StorageFull,
+    StoreError,
+)
 from perilune.settings import Settings
 from perilune.store import Store
 
@@ -158,6 +165,31 @@ async def test_orphans_are_closed_at_the_next_start(tmp_path: Path) -> None:
         assert row.charge == 30 * 950
         assert all(reserved == 0 for _, reserved in balances(tmp_path))
         assert accounts.verify() == ()
+
+
+async def test_what_a_full_disk_did_not_settle_is_settled_when_there_is_room(accounts: Accounts) -> None:
+    held = [await reserve(accounts, accounts.local_principal(), f"r{number:03}") for number in range(400)]
+    store = accounts.store
+
+    def grow(room: int) -> None:
+        pages = store.read("PRAGMA page_count")[0][0]
+        store.write_now(lambda db: db.execute(f"PRAGMA max_page_count={pages + room}").fetchone())
+
+    store.write_now(lambda db: db.execute("CREATE TABLE ballast (x BLOB)"))
+    grow(0)
+    usage = Usage(prompt_tokens=5, completion_tokens=1)
+    settled = await asyncio.gather(*(accounts.settle(one, usage) for one in held), return_exceptions=True)
+    refused = [one for one in settled if isinstance(one, StorageFull)]
+    assert len(refused) > 10
+    with pytest.raises(StorageFull):
+        await accounts.ledger.settle_late()
+    grow(1000)
+    await accounts.settle(held[-1], Usage(), outcome="failed")  # what came first holds
+    assert await accounts.ledger.settle_late() == len(refused)
+    assert await accounts.ledger.settle_late() == 0
+    assert accounts.verify() == ()
+    rows = accounts.usage_rows(limit=1000)
+    assert {(row.outcome, row.charge) for row in rows[1:]} == {("finished", 5 * 950 + 4000)}
 
 
 async def test_a_price_is_never_edited(accounts: Accounts) -> None:

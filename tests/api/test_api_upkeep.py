@@ -99,3 +99,33 @@ async def test_folding_is_tried_again_whatever_went_wrong(
         "closed months were not folded",
         "folded 2007 calls of closed months",
     ]
+
+
+async def test_late_calls_are_settled_whatever_went_wrong(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr(upkeep, "LATE_EVERY_S", 0.0)
+    results: list[int | Exception] = [0, StorageFull("full"), sqlite3.IntegrityError("odd"), 3]
+    over = asyncio.Event()
+
+    async def settle_late() -> int:
+        if not results:
+            over.set()
+            return 0
+        done = results.pop(0)
+        if isinstance(done, Exception):
+            raise done
+        return done
+
+    with Accounts.open(tmp_path, Settings(home=tmp_path)) as accounts, caplog.at_level(logging.INFO):
+        monkeypatch.setattr(accounts.ledger, "settle_late", settle_late)
+        task = asyncio.create_task(upkeep.keep_up(accounts))
+        async with asyncio.timeout(10):
+            await over.wait()
+        task.cancel()
+        await asyncio.wait({task})
+    assert [record.getMessage() for record in caplog.records] == [
+        "calls that have ended are not settled yet: full",
+        "calls that have ended are not settled yet",
+        "settled 3 calls that had ended while the disk was full",
+    ]

@@ -31,7 +31,7 @@ from perilune.accounts.rows import (
 )
 from perilune.accounts.settling import Ending, Held, close, close_abandoned, close_found, close_orphans
 from perilune.accounts.wallet import Prepaid
-from perilune.errors import StoreError
+from perilune.errors import StorageFull, StoreError
 from perilune.store import Store
 
 
@@ -47,6 +47,8 @@ class Ledger:
         self._clock = clock
         self._prepaid = prepaid
         self._pots: dict[int, Pots] = {}
+        self._late: dict[str, tuple[Reservation, Ending]] = {}
+        """Calls that have ended and that a full disk did not let settle."""
 
     async def reserve(
         self,
@@ -120,9 +122,26 @@ class Ledger:
         estimated: bool = False,
     ) -> Charge:
         """Close the row. When this returns it is as safe as `ledger_durability` says; cancelling the wait
-        does not undo it. The first settle of a request wins, later ones return its charge."""
+        does not undo it. The first settle of a request wins, later ones return its charge. Where it raises
+        StorageFull, `settle_late` settles it so when there is room."""
         ending = Ending(buckets, reasoning, outcome, estimated, self._now())
+        try:
+            return await self._close(reservation, ending)
+        except StorageFull:
+            self._late.setdefault(reservation.request_id, (reservation, ending))
+            raise
 
+    async def settle_late(self) -> int:
+        """Settle what a full disk did not take, so that nothing stays reserved for calls that are over; how
+        many. Raises StorageFull while it still is."""
+        done = 0
+        for request_id, (reservation, ending) in tuple(self._late.items()):
+            await self._close(reservation, ending)
+            del self._late[request_id]
+            done += 1
+        return done
+
+    async def _close(self, reservation: Reservation, ending: Ending) -> Charge:
         def work(connection: sqlite3.Connection) -> Charge:
             held = Held.by(reservation, self._pots_of(connection, reservation.principal))
             return close(connection, held, ending) or close_found(connection, held.request_id, ending)
