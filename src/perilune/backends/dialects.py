@@ -42,6 +42,10 @@ class Quirks:
     """Fields that switch thinking off there, besides those that are not omitted."""
     calls_in_text: bool = False
     """It does not read the model's tool calls: they stay in the text as the model spells them."""
+    schema_beside_type: bool = False
+    """It takes an answer's schema as `{"type": "json_object", "schema": ...}`."""
+    one_at_a_time: bool = False
+    """It breaks off an answer when another request comes, were it for the list of its models."""
 
     def body(self, request: Request, model: str) -> dict[str, Any]:
         body = encode_request(request, model=model, stream=True)
@@ -49,6 +53,9 @@ class Quirks:
             body[self.token_limit] = body.pop("max_tokens")
         if not request.thinking:
             body |= dict(self.without_thinking)
+        wanted = body.get("response_format", {})
+        if self.schema_beside_type and wanted.get("type") == "json_schema":
+            body["response_format"] = {"type": "json_object", "schema": wanted["json_schema"]["schema"]}
         if self.reasoning != "reasoning_content":
             for message in body["messages"]:
                 if "reasoning_content" in message:
@@ -83,7 +90,10 @@ ENGINES: Mapping[str, Quirks] = {
         without_thinking=(("reasoning_effort", "none"),),
     ),
     "llama-cpp": Quirks(
-        omit=OPEN_SOURCE | {"chat_template_kwargs", "parallel_tool_calls"}, calls_in_text=True
+        omit=OPEN_SOURCE | {"chat_template_kwargs", "parallel_tool_calls"},
+        calls_in_text=True,
+        schema_beside_type=True,
+        one_at_a_time=True,
     ),
 }
 """`engine` of a `[[backends]]` table -> its dialect; "" sends all spellings and learns from refusals."""

@@ -19,6 +19,7 @@ from perilune.backends.dialects import ENGINES
 from perilune.backends.listing import entry_from
 from perilune.backends.local import open_engine
 from perilune.backends.replicas import Replica, Replicas
+from perilune.backends.turns import InTurn
 from perilune.backends.upstream import UpstreamBackend
 from perilune.errors import BackendError, CheckpointError, ConfigError
 from perilune.settings import Settings
@@ -189,17 +190,19 @@ def _replicas(model: str, members: Sequence[Opened], rules: tuple[Rule, ...], se
     return Replicas(entry, replicas, rules=rules, retries=settings.model_retries)
 
 
-def _upstream(one: Opened, entry: ModelEntry, settings: Settings) -> UpstreamBackend:
-    return UpstreamBackend(
+def _upstream(one: Opened, entry: ModelEntry, settings: Settings) -> Backend:
+    quirks = ENGINES[one.table.engine]
+    backend = UpstreamBackend(
         one.table.url,
         key=one.table.key,
         entry=entry,
         model_name=one.entry.id,
         timeout_s=settings.model_timeout_s,
         retries=0,  # Replicas tries again, elsewhere first
-        quirks=ENGINES[one.table.engine],
+        quirks=quirks,
         counter=one.counter,
     )
+    return InTurn(backend) if quirks.one_at_a_time else backend
 
 
 def _common_entry(model: str, members: Sequence[Opened]) -> ModelEntry:
