@@ -72,6 +72,10 @@ async def test_plain_text_and_a_call_that_was_cut_off_keep_their_reason() -> Non
     assert (plain.message.content, plain.finish_reason) == ("1 < 2 and <b>", "stop")
     cut = await answer(SECTION[: SECTION.index("1}")], 4, "length")
     assert (len(cut.message.tool_calls), cut.finish_reason) == (1, "length")
+    whole = await answer(SECTION[: SECTION.index("<|tool_call_begin|>functions.weather")], 4, "length")
+    assert (len(whole.message.tool_calls), whole.finish_reason) == (1, "length")
+    unclosed = await answer(SECTION[: SECTION.index("<|tool_call_end|>")], 4)
+    assert (len(unclosed.message.tool_calls), unclosed.finish_reason) == (1, "tool_calls")
 
 
 async def test_leaving_the_answer_closes_the_endpoints() -> None:

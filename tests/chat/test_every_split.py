@@ -45,6 +45,7 @@ def copied(parser: StreamParser) -> StreamParser:
     """Another parser in the same state."""
     other = copy.copy(parser)
     other._events = []
+    other._arguments = [*parser._arguments]
     other._decoder = codecs.getincrementaldecoder("utf-8")("replace")
     other._decoder.setstate(parser._decoder.getstate())
     return other
@@ -52,7 +53,12 @@ def copied(parser: StreamParser) -> StreamParser:
 
 def state_of(parser: StreamParser) -> dict[str, Any]:
     """Everything that a parser is made of."""
-    return {**vars(parser), "_decoder": parser._decoder.getstate(), "_events": tuple(parser._events)}
+    return {
+        **vars(parser),
+        "_decoder": parser._decoder.getstate(),
+        "_events": tuple(parser._events),
+        "_arguments": "".join(parser._arguments),
+    }
 
 
 def told(events: Sequence[Event]) -> str:

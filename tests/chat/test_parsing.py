@@ -1,5 +1,7 @@
 """Model output to events: every way K2 is known to write, in any portions, never an exception."""
 
+import time
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -285,6 +287,13 @@ def test_a_counter_means_the_only_tool_or_the_best_fit(small: Tokenizer) -> None
         ("functions.write:1", "write", "{}"),
     ]
     assert parse(small, *call("", "{}"), tools=()).tool_calls[0].name == "unknown"
+
+
+def test_an_id_of_digits_without_end_does_not_slow_it_down() -> None:
+    """Each way to cut them off was once tried: the square of their number, half a minute here."""
+    begun = time.process_time()
+    assert call_name("functions.search" + "1" * 200_000, BOTH) == "search" + "1" * 200_000
+    assert time.process_time() - begun < 1
 
 
 PIECE = st.one_of(

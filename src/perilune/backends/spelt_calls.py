@@ -33,7 +33,7 @@ async def read_spelt_calls(
                 case Finished():
                     for found in parser.close():
                         yield found
-                    called = parser.called and not parser.truncated
+                    called = event.reason == "stop" and parser.called and not parser.truncated
                     yield msgspec.structs.replace(event, reason="tool_calls") if called else event
                 case _:
                     yield event

@@ -23,7 +23,7 @@ from perilune.chat.messages import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from perilune.chat.parsing_calls import call_name, tool_by_arguments
+from perilune.chat.parsing_calls import call_name, is_json, tool_by_arguments
 from perilune.chat.parsing_spelling import MISSPELT_END, MISSPELT_SECTION, split_markers
 from perilune.chat.template import call_id
 from perilune.chat.tokenizer import (
@@ -83,10 +83,12 @@ class StreamParser:
         self._calls = 0
         self._unnamed = False
         self._has_arguments = False
+        self._arguments: list[str] = []
+        """Those of the last call, as they came."""
         self.reasoning_tokens = 0
         """Tokens of the thinking so far, without its closing marker."""
         self.truncated = False
-        """The last call was cut off before it was closed."""
+        """The answer ended within the arguments of a call, and they are no whole JSON."""
 
     @property
     def called(self) -> bool:
@@ -176,8 +178,9 @@ class StreamParser:
     def _end(self) -> None:
         if self._state is _State.DONE:
             return
-        self.truncated = self._state is _State.ARGUMENTS
+        open_call = self._state is _State.ARGUMENTS
         self._leave(_State.DONE)
+        self.truncated = open_call and not is_json("".join(self._arguments))
         if not self._calls and (text := self._suppressed.strip()):
             # A section without one usable call: better shown as text than lost as an empty turn.
             self._emit(TextDelta(text))
@@ -244,6 +247,7 @@ class StreamParser:
         self._header = ""
         self._held = ""
         self._has_arguments = False
+        self._arguments = []
         self._unnamed = name is None
         self._calls += 1
         if name is not None:
@@ -259,6 +263,7 @@ class StreamParser:
             self._held += text
             return
         self._emit(ToolCallDelta(self._calls - 1, self._held + text))
+        self._arguments.append(self._held + text)
         self._held = ""
         self._has_arguments = True
 

@@ -9,6 +9,9 @@ import msgspec
 
 from perilune.chat.messages import Tool
 
+MOST_DIGITS = 9
+"""Of a call's index. A model that writes digits without end must not cost the square of their number."""
+
 
 def call_name(header: str, tools: Sequence[Tool]) -> str | None:
     """The tool named by a call's header; None when it names none and `tools` leaves a choice.
@@ -29,10 +32,20 @@ def call_name(header: str, tools: Sequence[Tool]) -> str | None:
 
 
 def _without_digits(name: str) -> Iterable[str]:
-    """The name with one, two, ... of its last digits removed."""
-    while name and name[-1].isdigit():
-        name = name[:-1]
-        yield name
+    """The name with one, two, ... of its last digits removed, as many as an index may have."""
+    for count in range(1, MOST_DIGITS + 1):
+        if not name[-count:].isdecimal() or count > len(name):
+            return
+        yield name[:-count]
+
+
+def is_json(arguments: str) -> bool:
+    """Whether the arguments are a whole JSON value."""
+    try:
+        msgspec.json.decode(arguments)
+    except (msgspec.DecodeError, UnicodeEncodeError, RecursionError):
+        return False
+    return True
 
 
 def tool_by_arguments(arguments: str, tools: Sequence[Tool]) -> str:
