@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import re
 import shutil
 import signal
 from collections.abc import AsyncIterator
@@ -374,9 +375,24 @@ async def test_the_bundled_model_computes_greedily_under_k26_s_rules(tmp_path: P
 async def test_a_folder_that_is_none_and_a_broken_card(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such folder"):
         model_folder(settings_of(tmp_path / "none"))
-    (tmp_path / "perilune.json").write_text('{"context_length": "long"}')
-    with pytest.raises(CheckpointError, match="cannot be read"):
-        served_model(settings_of(tmp_path), tmp_path, 100)
+    card = tmp_path / "perilune.json"
+    for text, said in (
+        ("{", "cannot be read"),
+        ("{}", "is wrong: .*`id`.*docs/checkpoints.md"),
+        ('{"id": "x", "context_length": "long"}', "is wrong: .*context_length"),
+        ('{"id": "x", "sampling_policy": "loose"}', "is wrong: .*loose.*sampling_policy"),
+    ):
+        card.write_text(text)
+        with pytest.raises(CheckpointError, match=said):
+            served_model(settings_of(tmp_path), tmp_path, 100)
+
+
+async def test_the_card_of_the_docs(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "checkpoints.md").read_text(encoding="utf-8")
+    (card,) = re.findall(r"```json\n(.*?)```", page, re.DOTALL)
+    (tmp_path / "perilune.json").write_text(card)
+    entry = served_model(settings_of(tmp_path), tmp_path, 100_000).entry
+    assert (entry.id, entry.context_length, entry.sampling_policy) == ("my-kimi", 32768, "strict")
 
 
 # ---- which chat format a checkpoint speaks

@@ -282,6 +282,17 @@ def test_a_checkpoint_too_large_for_memory_is_refused_before_reading(
     assert "files" not in str(caught.value.mend)
 
 
+def test_a_folder_without_weights_is_told_before_their_size(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_tiny_checkpoint(tmp_path)
+    for shard in tmp_path.glob("model*"):
+        shard.unlink()
+    monkeypatch.setattr(load, "free_memory", lambda: 0)
+    with pytest.raises(CheckpointError, match=r"model\.safetensors\.index\.json"):
+        load_model(tmp_path)
+
+
 @pytest.mark.parametrize("free", [None, 10**12])
 def test_experts_lie_in_memory_where_it_suffices_or_is_not_known(
     free: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

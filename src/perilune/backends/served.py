@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import msgspec
 
@@ -46,8 +46,8 @@ class _Card(msgspec.Struct, kw_only=True):
     subagent_profile: str = "code"
     sampling: Mapping[str, float] = msgspec.field(default_factory=lambda: K26_SAMPLING)
     accepted: Mapping[str, float] = msgspec.field(default_factory=dict)
-    sampling_policy: str = "open"
-    schema_policy: str = "repair"
+    sampling_policy: Literal["strict", "clamp", "open"] = "open"
+    schema_policy: Literal["strict", "repair"] = "repair"
     price: str = "kimi-k2.6"
     licence: str = ""
     template: str = ""
@@ -133,6 +133,9 @@ def _read_card(folder: Path) -> _Card:
         return msgspec.json.decode(read_bounded(path, MOST_CARD_BYTES), type=_Card)
     except FileNotFoundError:
         return _Card(id=folder.resolve().name.lower())
+    except msgspec.ValidationError as error:
+        mend = "docs/checkpoints.md shows its form; without it the folder's name is the model's"
+        raise CheckpointError(f"is wrong: {error}", field=str(path), mend=mend) from error
     except (OSError, ValueError, RecursionError, msgspec.DecodeError) as error:
         raise CheckpointError(f"cannot be read: {error}", field=str(path), mend=COPY_AGAIN) from error
 

@@ -83,7 +83,9 @@ async def _ask(backend: Backend, given: argparse.Namespace) -> int:
                 case Finished():
                     reason = event.reason
                     usage = event.usage
-                    print(f"\n[{usage.prompt_tokens} + {usage.completion_tokens} tokens]", file=sys.stderr)
+                    cut = ", cut off there: --max-tokens" if reason == "length" else ""
+                    spent = f"{usage.prompt_tokens} + {usage.completion_tokens} tokens{cut}"
+                    print(f"\n[{spent}]", file=sys.stderr)
     except PeriluneError:
         # What failed stands on a line of its own.
         if begun:

@@ -40,9 +40,9 @@ def load_model(
     """
     folder = Path(folder)
     config = load_config(folder, latent_norm_eps=latent_norm_eps)
+    checkpoint = Checkpoint.open(folder)  # first: of a folder without weights nobody asks how large they are
     in_files = experts_in_files(config, dtype, experts)
     identity = content_hash(folder)
-    checkpoint = Checkpoint.open(folder)
     with torch.device("meta"):
         decoder = TextDecoder(config)
     if in_files:
