@@ -28,7 +28,7 @@ from perilune.errors import InputError
 
 PNG_HEAD = b"\x89PNG\r\n\x1a\n"
 SOS, EOI = 0xDA, b"\xff\xd9"
-BOMB = 200_000_000
+BOMB = 60_000_000
 """Zeros, a thousand to a byte."""
 NOTES = {b"zTXt": b"k\0\0", b"iCCP": b"k\0\0", b"iTXt": b"k\0\1\0\0\0"}
 HUGE = (4224, 4224)

@@ -18,8 +18,8 @@ from perilune.chat.video_tables import check_tables
 from perilune.errors import InputError
 
 MAX_FRAME_PIXELS = 4096 * 4096
-MARGIN = 128
-"""Pixels by which a codec's own width and height may be above those of the video: blocks are not cut."""
+MOST_CUT = 2
+"""So many times a frame's pixels may be coded: what is beyond its edges is cut off when it is shown."""
 LEAST_FRAME_PIXELS = 2**20
 """Some codecs begin with a frame of their own size, whatever the video's."""
 USUAL_SCANS = 3
@@ -158,7 +158,7 @@ def _count(container: Any, stream: Any, most_bytes: int, where: str) -> int:
 
 
 def _most_pixels(width: int, height: int) -> int:
-    return max(LEAST_FRAME_PIXELS, (width + MARGIN) * (height + MARGIN))
+    return min(MAX_FRAME_PIXELS, max(LEAST_FRAME_PIXELS, MOST_CUT * width * height))
 
 
 def _check_scans(count: int, frames: int, pixels: int, where: str) -> None:
