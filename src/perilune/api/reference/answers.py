@@ -124,6 +124,9 @@ class PeriluneModel(Answer):
     orchestrator_profile: str
     subagent_profile: str
     max_output_tokens: int
+    sampling_policy: Literal["strict", "clamp", "open"]
+    accepted: dict[str, float]
+    """The sampling values of each mode that a strict policy takes, by name."""
 
 
 class Model(Answer):
