@@ -305,6 +305,19 @@ async def test_a_stream_that_falls_silent_is_interrupted() -> None:
             await complete(it.backend, ask())
 
 
+async def test_an_endpoint_is_not_asked_each_time_that_we_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with served(error(401), models("theirs")) as it:
+        for _ in range(3):
+            with pytest.raises(BackendAuth):
+                await it.backend.ready()
+        refused = await asyncio.gather(*(it.backend.ready() for _ in range(9)), return_exceptions=True)
+        assert {type(one) for one in refused} == {BackendAuth}
+        assert it.calls == 1
+        monkeypatch.setattr("perilune.backends.upstream.LOOK_EVERY_S", 0.0)
+        await it.backend.ready()
+        assert it.calls == 2
+
+
 async def test_closing_the_stream_aborts_the_call_at_the_endpoint() -> None:
     async with served(raw(STREAM_HEAD + GOOD_CHUNKS[2], then=None)) as it:
         async with aclosing(it.backend.stream(ask())) as events:  # type: ignore[type-var]
