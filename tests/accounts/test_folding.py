@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from perilune.accounts import folding
+from perilune.accounts import audit, folding
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.folding import first_kept_ms, month_of
 from perilune.accounts.prices import Buckets
@@ -91,10 +91,13 @@ async def test_open_rows_are_never_folded(accounts: Accounts) -> None:
         accounts.local_principal(), request_id="open", model="m", price="free", prompt_bound=1, max_tokens=1
     )
     CLOCK.on("2028-01-01")
-    assert accounts.fold() == 15
+    assert accounts.fold(actor="me") == 15
+    (line, *_) = audit.lines(accounts.store)
+    assert (line.actor, line.act, line.detail["calls"]) == ("me", "ledger.fold", 15)
     assert [row.outcome for row in accounts.usage_rows()] == ["open"]
     assert accounts.verify() == ()
     assert accounts.fold() == 0
+    assert audit.lines(accounts.store)[0] == line  # what does nothing is no act
 
 
 async def test_usage_by_axis_and_period(accounts: Accounts) -> None:

@@ -125,6 +125,11 @@ class Crowd:
         self._chance = chance
         self._next = first
 
+    @property
+    def whole(self) -> int:
+        """Answers that have arrived whole."""
+        return sum(call.usage is not None for call in self.calls)
+
     @asynccontextmanager
     async def calling(self, size: int) -> Any:
         """In the block they call; the block must end by killing the server, which ends them."""

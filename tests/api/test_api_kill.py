@@ -89,11 +89,20 @@ class House:
             self.check()
             crowd = Crowd(url, self.keys, self.chance, first=len(self.calls))
             async with crowd.calling(CLIENTS):
-                await asyncio.sleep(self.chance.uniform(0.05, 0.9))
+                await self.moment(crowd)
                 process.send_signal(signal.SIGKILL)
             assert await process.wait() == -signal.SIGKILL
             self.calls += crowd.calls
         self.open = self.left_open()
+
+    async def moment(self, crowd: Crowd) -> None:
+        """Until the kill: mostly some answers, however slow the machine, and sometimes the very beginning."""
+        if self.chance.random() < 0.8:
+            wanted = self.chance.randint(15, 60)
+            async with asyncio.timeout(60):
+                while crowd.whole < wanted:  # noqa: ASYNC110  the crowd has no event
+                    await asyncio.sleep(0.002)
+        await asyncio.sleep(self.chance.uniform(0.0, 0.1))
 
     def left_open(self) -> dict[str, tuple[int, int]]:
         with closing(sqlite3.connect(self.home / "accounts.db")) as connection:

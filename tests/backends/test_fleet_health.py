@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from loopback import Endpoint, error
 
@@ -18,6 +19,7 @@ from perilune.backends.affinity import in_order
 from perilune.backends.base import ModelEntry, complete
 from perilune.backends.breaker import FAILURES, FIRST_REST_S, Breaker
 from perilune.backends.choose import open_backend
+from perilune.backends.fleet import EndpointTable, Opened, _common_entry
 from perilune.backends.replicas import Replica, Replicas
 from perilune.backends.scripted import scripted_entry
 from perilune.chat.messages import Event, Finished, Message, Request, TextDelta, Usage
@@ -268,6 +270,18 @@ async def test_a_prompt_is_counted_by_those_that_may_serve_it(tmp_path: Path) ->
     fleet = Replicas(scripted_entry("m"), replicas, rules=(Rule(regions=("eu",)),))
     with Accounts.open(tmp_path, Settings(home=tmp_path)) as accounts:
         assert await fleet.serving(accounts.local_principal()).count_tokens(ask()) == 5
+
+
+def test_a_model_takes_the_media_that_all_its_endpoints_take() -> None:
+    media = (("text", "image", "video"), ("text", "image"), ("text", "video", "image"))
+    opened = [
+        Opened(
+            EndpointTable(name=f"e{number}", url="http://x/v1"),
+            msgspec.structs.replace(scripted_entry("m"), modalities=one),
+        )
+        for number, one in enumerate(media)
+    ]
+    assert _common_entry("m", opened).modalities == ("text", "image")
 
 
 async def test_a_model_is_what_all_its_endpoints_can_do(tmp_path: Path) -> None:
