@@ -19,6 +19,7 @@ from perilune.errors import (
     BackendFiltered,
     BackendOutOfQuota,
     BackendRateLimited,
+    BackendRefused,
     BackendUnreachable,
     ContextTooLong,
     EngineGone,
@@ -285,6 +286,26 @@ async def test_an_error_before_the_first_word_has_its_status(
         assert error.message in told["error"]["message"]
         assert header is None or headers[header[0]] == header[1]
         assert api.rows() == ["failed"] and api.accounts.usage_rows()[0].charge == 0
+
+
+async def test_where_the_models_run_is_told_to_the_log_alone(
+    tmp_path: Path, web: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
+) -> None:
+    url = "http://10.0.0.11:8000/v1"
+    for error, said in (
+        (
+            BackendUnreachable(f"nothing answers at {url}: refused", mend="try later"),
+            "at the endpoint: refused",
+        ),
+        (BackendUnreachable(f"{url} was silent"), "the endpoint was silent"),
+        (BackendUnreachable("nothing: ('10.0.0.11', 8000)"), "nothing: the endpoint"),
+        (BackendUnreachable("there is no host 10.0.0.11"), "its host is not known"),
+        (BackendRefused("no such model", mend=f"check the URL {url}"), "check the URL of the endpoint)"),
+    ):
+        async with serving(tmp_path / said.partition(" ")[0], Failing(error, 0)) as api:
+            _, told, _ = await send(web, api, json=HI)
+            assert said in told["error"]["message"] and "10.0.0.11" not in json.dumps(told)
+    assert caplog.text.count("10.0.0.11") >= 4
 
 
 async def test_our_own_defects_are_not_told_to_clients(

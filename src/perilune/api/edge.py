@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
+import re
 import time
 
 from starlette.exceptions import HTTPException
@@ -16,7 +18,7 @@ from perilune.accounts.request_ids import new_request_id
 from perilune.api.http import ClientGone, error_headers, send_json
 from perilune.api.metrics import HttpCounters
 from perilune.chat.wire import encode_error
-from perilune.errors import PeriluneError
+from perilune.errors import BackendError, PeriluneError
 
 log = logging.getLogger("perilune.api")
 
@@ -24,6 +26,9 @@ ID_HEADERS = (b"x-request-id", b"msh-request-id", b"request-id", b"x-trace-id")
 """Each client library looks for another one."""
 CLIENT_CLOSED = 499
 """Only in the log: nobody is left to read it."""
+ADDRESS = re.compile(r"https?://[^\s()]+?(?=[:,]?(?:\s|\)|$))|\('[^']*', \d+\)")
+HOST = re.compile(r"there is no host \S+")
+"""URLs, pairs of host and port, and hosts: as messages about endpoints write them."""
 HTTP_TYPES = {404: "resource_not_found_error", 405: "invalid_request_error"}
 
 
@@ -92,13 +97,21 @@ def request_id_of(scope: Scope) -> str:
 
 
 def told(error: Exception, what: str) -> PeriluneError:
-    """The error as a client is told it. What is no PeriluneError is our defect: its trace goes to the log."""
+    """The error as a client is told it. What is no PeriluneError is our defect: its trace goes to the log.
+    Where the models run is the operator's business: the log says it, the client is not told."""
     if isinstance(error, PeriluneError):
         if error.http_status >= 500:
             log.warning("%s failed: %s", what, error)
-        return error
+        return _without_addresses(error) if isinstance(error, BackendError) else error
     log.error("%s failed", what, exc_info=error)
     return PeriluneError("something went wrong here", mend="the server's log says what")
+
+
+def _without_addresses(error: BackendError) -> BackendError:
+    shown = copy.copy(error)
+    shown.message = HOST.sub("its host is not known", ADDRESS.sub("the endpoint", error.message))
+    shown.mend = ADDRESS.sub("of the endpoint", error.mend) if error.mend else error.mend
+    return shown
 
 
 def _stopping() -> PeriluneError:
