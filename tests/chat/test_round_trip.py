@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from tests.chat.conversations import TEXT, Conversation, answers, conversations
 
 from perilune.chat.jinja import JinjaTemplate
-from perilune.chat.messages import Assembler, Event, Finished, Message, Request, Tool, ToolCall, Usage
+from perilune.chat.messages import Assembler, Event, Finished, Message, Request, Tool, Usage
 from perilune.chat.parsing import StreamParser
 from perilune.chat.placeholders import prompt_with_media
 from perilune.chat.template import MEDIA_PAD, encode, next_call_index, prompt_ids, render, starts_thinking
@@ -58,10 +58,8 @@ def kept_reasoning(messages: Sequence[Message], thinking: bool, keep: bool, vari
     return [one.reasoning or "" if shown and place > last else "" for place, one in enumerate(messages)]
 
 
-@settings(max_examples=80, deadline=None)
-@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans(), variant=VARIANT)
-def test_render_parse_render_is_the_identity(
-    small: Tokenizer, talk: Conversation, thinking: bool, keep: bool, variant: Variant
+def check_round_trip(
+    tokenizer: Tokenizer, talk: Conversation, thinking: bool, keep: bool, variant: Variant
 ) -> None:
     shows = thinking or not variant.can_switch
 
@@ -75,15 +73,15 @@ def test_render_parse_render_is_the_identity(
             variant=variant,
             video_times=talk.times,
         )
-        return encode(pieces, small)
+        return encode(pieces, tokenizer)
 
     once = ids_of(talk.messages)
-    turns = iter(answers_within(once, small, shows))
+    turns = iter(answers_within(once, tokenizer, shows))
     again: list[Message] = []
     for message in talk.messages:
         if message.role == "assistant":
             first = next_call_index(again)
-            message = whole(events_of(next(turns), first, small, talk.tools, shows))
+            message = whole(events_of(next(turns), first, tokenizer, talk.tools, shows))
         again.append(message)
     assert ids_of(again) == once
     reasoning = kept_reasoning(talk.messages, thinking, keep, variant)
@@ -93,7 +91,23 @@ def test_render_parse_render_is_the_identity(
     )
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=60, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans(), variant=VARIANT)
+def test_render_parse_render_is_the_identity(
+    small: Tokenizer, talk: Conversation, thinking: bool, keep: bool, variant: Variant
+) -> None:
+    check_round_trip(small, talk, thinking, keep, variant)
+
+
+@settings(max_examples=12, deadline=None)
+@given(talk=conversations(), thinking=st.booleans(), keep=st.booleans(), variant=VARIANT)
+def test_the_official_tokenizer_goes_round_too(
+    official: Tokenizer, talk: Conversation, thinking: bool, keep: bool, variant: Variant
+) -> None:
+    check_round_trip(official, talk, thinking, keep, variant)
+
+
+@settings(max_examples=25, deadline=None)
 @given(talk=conversations(), thinking=st.booleans(), variant=VARIANT)
 def test_a_prompt_goes_on_as_its_conversation_does(
     small: Tokenizer, talk: Conversation, thinking: bool, variant: Variant
@@ -109,7 +123,7 @@ def test_a_prompt_goes_on_as_its_conversation_does(
     assert after[: len(before)] == before
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(talk=conversations(), seed=st.integers(0, 9))
 def test_foreign_call_ids_make_the_same_prompt(small: Tokenizer, talk: Conversation, seed: int) -> None:
     foreign = {
@@ -130,7 +144,7 @@ def test_foreign_call_ids_make_the_same_prompt(small: Tokenizer, talk: Conversat
     assert theirs == render(talk.messages, thinking=True, video_times=talk.times)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(talk=conversations(), said=TEXT, thinking=st.booleans(), data=st.data())
 def test_an_answer_gone_on_from_is_the_answer_as_a_whole(
     small: Tokenizer, talk: Conversation, said: str, thinking: bool, data: st.DataObject
@@ -156,7 +170,7 @@ def test_an_answer_gone_on_from_is_the_answer_as_a_whole(
     assert prompt + going_on == encode(pieces, small)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(talk=conversations(), thinking=st.booleans(), keep=st.booleans())
 def test_what_a_client_sends_back_makes_the_same_prompt(
     small: Tokenizer, talk: Conversation, thinking: bool, keep: bool
@@ -184,7 +198,7 @@ def test_what_a_client_sends_back_makes_the_same_prompt(
     assert prompt_ids(received, small, video_times=talk.times) == once
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(talk=conversations(), thinking=st.booleans(), keep=st.booleans())
 def test_media_fill_their_places_and_nothing_else_moves(
     small: Tokenizer, talk: Conversation, thinking: bool, keep: bool
@@ -210,7 +224,7 @@ def jinja() -> JinjaTemplate:
     return JinjaTemplate(path.read_text(), path)
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(talk=conversations(), thinking=st.booleans(), keep=st.booleans())
 def test_a_template_of_the_format_makes_the_same_prompts(
     small: Tokenizer, jinja: JinjaTemplate, talk: Conversation, thinking: bool, keep: bool
@@ -220,13 +234,3 @@ def test_a_template_of_the_format_makes_the_same_prompts(
     )
     theirs = jinja.prompt_ids(request, small, video_times=talk.times)
     assert theirs == prompt_ids(request, small, video_times=talk.times)
-
-
-@pytest.mark.parametrize("variant", [K26, K25, K2_THINKING], ids=lambda variant: variant.name)
-def test_the_official_tokenizer_goes_round_too(official: Tokenizer, variant: Variant) -> None:
-    call = ToolCall("functions.f:0", "f", '{"x": "é 月 <|im_end|>"}')
-    answer = Message(
-        role="assistant", content="See </think>: 月.", reasoning="Hm\n <think>", tool_calls=(call,)
-    )
-    ids = encode(render((answer,), thinking=True, generate=False, variant=variant), official)
-    assert whole(events_of(answers_within(ids, official)[0], 0, official)) == answer
