@@ -124,8 +124,9 @@ $(VENV)-llama/.made: $(VENV)/.made
 	@echo "Setting up $(@D): $(LLAMA), compiled (a quarter of an hour) ..."
 	@$(call engine,'$(LLAMA)')
 
-# What PyPI has of torch's neighbours is built for GPUs: beside the CPU's torch it breaks every import of
-# transformers, which does well without.
+# It wants torch's build for CPUs, which not every index has (PIP_FLAGS can name one more). What PyPI has of
+# torch's neighbours is built for GPUs: beside that torch it breaks every import of transformers, which does
+# well without.
 $(VENV)-vllm/.made: $(VENV)/.made
 	@echo "Setting up $(@D): $(VLLM) and its own torch ..."
 	@$(call engine,'$(VLLM)')
