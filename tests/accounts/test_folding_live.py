@@ -225,6 +225,9 @@ def test_killed_in_the_middle_of_folding(tmp_path: Path) -> None:
         )
         assert child.stdout is not None
         lines = [child.stdout.readline()]
+        while not lines[-1].startswith("folded"):  # however slow the machine is
+            lines.append(child.stdout.readline())
+            assert lines[-1], "the child ended by itself"
         time.sleep(chance.uniform(0.01, 0.12))
         os.kill(child.pid, signal.SIGKILL)
         lines += child.stdout.read().splitlines(keepends=True)
