@@ -152,6 +152,14 @@ async def test_json_schema(backend: EmbeddedBackend) -> None:
     assert answer.finish_reason == "stop"
 
 
+async def test_thinking_does_not_end_an_answer_that_owes_json(backend: EmbeddedBackend) -> None:
+    schema = {"type": "object", "properties": {}, "additionalProperties": False}
+    asked = {"json_schema": schema, "thinking": True, "temperature": 1.0, "max_tokens": 50}
+    answers = [await run(backend, **asked, seed=seed) for seed in range(24)]
+    ended = [one for one in answers if one.finish_reason == "stop"]
+    assert all(json.loads(str(one.message.content)) == {} for one in ended)
+
+
 async def test_a_schema_that_no_grammar_can_hold_is_let_go(backend: EmbeddedBackend) -> None:
     odd = {"type": "object", "properties": {"a": {"type": "string", "pattern": "(?=x)y"}}, "required": ["a"]}
     fields = {"tools": (Tool(name="odd", parameters=odd),), "tool_choice": "required", "max_tokens": 40}

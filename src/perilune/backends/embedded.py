@@ -214,6 +214,8 @@ class _Call:
         self._produced: list[int] = []
         self._cached = 0
         self._markers = tuple(tokenizer.special(name) for name in TOOL_MARKERS)
+        self._owed = tokenizer.stop_ids if request.json_schema is not None else ()
+        """Thinking may not end the answer while JSON is owed."""
         banned = [tokenizer.special(name) for name in (THINK, *(() if self._thinking else (END_THINK,)))]
         self._banned = (*tokenizer.never_sampled, *banned, *(() if has_tools else self._markers))
 
@@ -298,7 +300,7 @@ class _Call:
             banned_ids=self._banned,
             grammar=grammar,
             grammar_after_id=self._end_think if thinking and grammar is not None else None,
-            grammar_only_ids=self._markers if thinking else (),
+            grammar_only_ids=(*self._markers, *self._owed) if thinking else (),
             cache_salt=self._request.cache_salt,
             media=self.media,
         )
