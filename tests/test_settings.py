@@ -59,7 +59,7 @@ def test_keys_are_not_shown(tmp_path: Path) -> None:
     ("text", "words"),
     [
         ("prot = 1", ["prot", "unknown setting", "did you mean port?"]),
-        ("[swarm]\nx = 1", ["swarm", "unknown setting"]),
+        ("[swarm]\nx = 1", ["swarm", "unknown setting", "at the file's top, not below [swarm]"]),
         ('port = "high"', ["port", "'high'", "a whole number"]),
         ("port = 70000", ["port", "between 0 and 65535"]),
         ("retries = -1", ["retries", "at least 0"]),
@@ -119,6 +119,10 @@ def test_a_known_context_is_saved_too(tmp_path: Path) -> None:
     save_connection(tmp_path, "http://x/v1", "", "m", 32768)
     save_connection(tmp_path, "http://y/v1", "", "m", 65536)
     assert Settings.load(tmp_path, {}, {}).model_context == 65536
+    save_connection(tmp_path, "http://y/v1", "", "other")
+    assert Settings.load(tmp_path, {}, {}).model_context == 65536
+    save_connection(tmp_path, "http://silent/v1", "", "m")
+    assert Settings.load(tmp_path, {}, {}).model_context == Settings(home=tmp_path).model_context
 
 
 def test_a_file_that_cannot_be_edited_safely_is_left_alone(tmp_path: Path) -> None:

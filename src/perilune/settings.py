@@ -185,7 +185,7 @@ def default_home(env: Mapping[str, str] = os.environ) -> Path:
 
 def save_connection(home: Path, url: str, key: str, name: str, context: int | None = None) -> None:
     """Write a model endpoint to HOME/perilune.toml, keeping every other line; `context` is its context
-    length where that is known. The file gets mode 0600, for it holds the key.
+    length where that is known, and another endpoint's goes. The file gets mode 0600, for it holds the key.
 
     Raises ConfigError when the present file cannot be read as TOML."""
     home.mkdir(parents=True, exist_ok=True, mode=0o700)
@@ -195,7 +195,11 @@ def save_connection(home: Path, url: str, key: str, name: str, context: int | No
     if context is not None:
         wanted["model_context"] = context
     expected = _parse(path, old_text) | wanted
-    replaced = re.compile(rf"\s*({'|'.join(wanted)})\s*=")
+    gone = list(wanted)
+    if context is None and _parse(path, old_text).get("model_url") != url:
+        expected.pop("model_context", None)
+        gone.append("model_context")
+    replaced = re.compile(rf"\s*({'|'.join(gone)})\s*=")
     lines = [line for line in old_text.splitlines() if not replaced.match(line)]
     at = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
     lines[at:at] = [f"{setting} = {json.dumps(value)}" for setting, value in wanted.items()]
@@ -257,7 +261,10 @@ def _convert(name: str, value: object, source: str) -> object:
     known = {one.name: one for one in fields(Settings)}
     if name not in known:
         near = difflib.get_close_matches(name, known, n=1)
-        mend = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
+        if isinstance(value, dict):
+            mend = f"settings stand at the file's top, not below [{name}]"
+        else:
+            mend = f"did you mean {near[0]}?" if near else "docs/settings.md lists all settings"
         raise ConfigError(f"unknown setting in {source}", field=name, mend=mend)
     kind = get_type_hints(Settings)[name]
     converted = _as_kind(kind, value)

@@ -54,6 +54,13 @@ def test_problems_are_listed_and_the_exit_code_says_so(
     assert "faults" in capsys.readouterr().err
 
 
+def test_a_narrower_text_model_takes_its_vision_tower_along(tmp_path: Path) -> None:
+    assert main(["checkpoint", "make", str(tmp_path / "a"), "--set", "hidden_size=32"]) == 0
+    config = json.loads((tmp_path / "a" / "config.json").read_text())
+    assert config["vision_config"]["text_hidden_size"] == config["text_config"]["hidden_size"] == 32
+    assert main(["inspect", str(tmp_path / "a")]) == 0
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

@@ -133,6 +133,8 @@ def _change(document: dict[str, Any], changes: list[str]) -> None:
             raise InputError(
                 f"{value[:80]!r} is not a JSON value", field=f"--set {name}", mend="such as 2, 0.5 or null"
             ) from error
+        if name == "hidden_size" and isinstance(vision := document.get("vision_config"), dict):
+            vision["text_hidden_size"] = text[name]  # what the tower hands over is as wide as what takes it
 
 
 def run_verify(given: argparse.Namespace) -> int:
