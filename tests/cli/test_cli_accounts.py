@@ -7,6 +7,7 @@ import csv
 import io
 import json
 import os
+import re
 import sqlite3
 from pathlib import Path
 
@@ -103,6 +104,7 @@ def test_balances_and_projects(home: Path, said: Said) -> None:
     assert found["projects"][2]["budget"] is None
     entries = said("account", "entries").splitlines()
     assert len(entries) == 4 and "inv-1" in entries[3] and "welcome" in entries[2]
+    assert re.search(r" 20\d\d-\d\d-\d\d \d\d:\d\d +deposit", entries[3])
     assert "account.organisation" in said("ledger", "audit")
 
 

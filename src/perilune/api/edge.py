@@ -125,16 +125,17 @@ async def http_problem(request: HttpRequest, problem: Exception) -> Response:
     assert isinstance(problem, HTTPException)
     # Not the URL's path: that is made with the Host header, which the client chooses.
     path = request.scope["path"]
+    allowed = ", ".join(_allowed(request)) if problem.status_code == 405 else ""
     texts = {
         404: f"no such route: {path} (docs/api.md lists what is served)",
-        405: f"{request.method} is not allowed on {path}",
+        405: f"{request.method} is not allowed on {path} (use {allowed})",
     }
     error = PeriluneError(texts.get(problem.status_code, problem.detail))
     error.http_status = problem.status_code
     error.code = HTTP_TYPES.get(problem.status_code, "invalid_request_error")
     headers = dict(problem.headers or {})
-    if problem.status_code == 405:
-        headers["allow"] = ", ".join(_allowed(request))
+    if allowed:
+        headers["allow"] = allowed
     return Response(encode_error(error), problem.status_code, headers, media_type="application/json")
 
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from perilune.cli.desk import Desk, money, open_desk, pages, print_table
 from perilune.cli.flags import Commands, add_settings, dollars, load_settings, whole
-from perilune.cli.keys import dollars_or_none
+from perilune.cli.keys import at, dollars_or_none
 
 ENTRIES = {
     "topup": ("deposit", "enter a deposit that you have received"),
@@ -122,10 +122,18 @@ def entries(given: argparse.Namespace) -> int:
         searches = pages(desk, "account/fees", "search_id", organisation=given.organisation)
         fees = [one for page in searches for one in page]
     rows = [
-        (one["id"], one["kind"], money(one["cash"]), money(one["voucher"]), one["reference"], one["note"])
+        (
+            one["id"],
+            at(one["created_ms"]),
+            one["kind"],
+            money(one["cash"]),
+            money(one["voucher"]),
+            one["reference"],
+            one["note"],
+        )
         for one in found
     ]
-    print_table(("entry", "kind", "cash", "voucher", "reference", "note"), rows)
+    print_table(("entry", "entered", "kind", "cash", "voucher", "reference", "note"), rows)
     if fees:
         print()
         print_table(FEE_COLUMNS, [_fee(one) for one in fees])

@@ -69,7 +69,7 @@ def list_keys(given: argparse.Namespace) -> int:
             money(key["budget"]),
             money(key["spent"]),
             money(key["reserved"]),
-            _at(key["last_used_ms"]) if key["last_used_ms"] else "never",
+            at(key["last_used_ms"]) if key["last_used_ms"] else "never",
         )
         for key in keys
     ]
@@ -122,8 +122,9 @@ def _state(disabled: bool, expires_ms: int | None) -> str:
         return "disabled"
     if expires_ms is None:
         return "active"
-    return f"{'expired' if expires_ms <= time.time() * 1000 else 'until'} {_at(expires_ms)}"
+    return f"{'expired' if expires_ms <= time.time() * 1000 else 'until'} {at(expires_ms)}"
 
 
-def _at(ms: int) -> str:
+def at(ms: int) -> str:
+    """A moment for tables, in UTC."""
     return datetime.fromtimestamp(ms / 1000, UTC).strftime("%Y-%m-%d %H:%M")
