@@ -121,7 +121,7 @@ $(VENV)-clients/.made: $(VENV)/.made
 	@$(apart) --quiet $(CLIENTS) && touch $@
 
 $(VENV)-llama/.made: $(VENV)/.made
-	@echo "Setting up $(@D): $(LLAMA), compiled (a quarter of an hour) ..."
+	@echo "Setting up $(@D): $(LLAMA), which is compiled here: that takes a while ..."
 	@$(call engine,'$(LLAMA)')
 
 # It wants torch's build for CPUs, which not every index has (PIP_FLAGS can name one more). What PyPI has of
