@@ -38,7 +38,7 @@ def test_json_that_is_no_utf8_is_refused(
     name: str, read: Callable[[Path], object], content: bytes, tmp_path: Path
 ) -> None:
     (tmp_path / name).write_bytes(content)
-    with pytest.raises(CheckpointError, match="cannot be read|is wrong") as caught:
+    with pytest.raises(CheckpointError, match=r"cannot be read|is wrong") as caught:
         read(tmp_path)
     assert caught.value.field == str(tmp_path / name) and caught.value.mend
 
