@@ -4,7 +4,7 @@ import msgspec
 import pytest
 
 from perilune.backends.base import complete
-from perilune.backends.router import Router
+from perilune.backends.router import SPELLINGS, Router
 from perilune.backends.scripted import ScriptedBackend, scripted_entry
 from perilune.chat.messages import Message, Request
 from perilune.errors import ConfigError, NotFound
@@ -29,6 +29,22 @@ async def test_id_alias_and_served_name_find_their_backend() -> None:
     assert first.aliases[:3] == ("also-a", "kimi-k2.6", "moonshot-v1-k2-6")
     assert second.id == "b"
     await router.close()
+
+
+async def test_a_model_answers_to_every_spelling_of_a_name_it_has() -> None:
+    for name in ("kimi-k2.6", "moonshotai/Kimi-K2.6"):
+        (entry,) = await Router([scripted(name)]).models()
+        assert {entry.id, *entry.aliases} == {"kimi-k2.6", *SPELLINGS["kimi-k2.6"]}
+    with pytest.raises(NotFound):
+        await complete(Router([scripted("kimi-k2.5")]), ask("kimi-k2.6"))
+
+
+async def test_a_spelling_is_never_taken_from_another_model() -> None:
+    own, hosted = await Router([scripted("a", "moonshotai/Kimi-K2.6"), scripted("kimi-k2.6")]).models()
+    assert own.aliases == ("moonshotai/Kimi-K2.6",)
+    assert "moonshot-v1-k2-6" in hosted.aliases and "moonshotai/Kimi-K2.6" not in hosted.aliases
+    one, other = await Router([scripted("kimi-k2-6"), scripted("Kimi-K2.6")]).models()
+    assert one.aliases == other.aliases == ()
 
 
 async def test_an_unknown_name_is_not_answered_by_another_model() -> None:

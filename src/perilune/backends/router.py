@@ -30,16 +30,16 @@ SPELLINGS = {
         "moonshotai/Kimi-K2.6",
     )
 }
-"""Other names by which clients ask for a model that is served as the one on the left."""
+"""Other names by which clients ask for the model on the left: who answers to one of them answers to all."""
 
 
 class Router:
     """Several backends as one."""
 
     def __init__(self, backends: Sequence[Backend], *, serve_as: str = "") -> None:
-        """`serve_as`, in all its spellings, is one more alias of the first backend's first model."""
+        """`serve_as` is one more alias of the first backend's first model."""
         self._backends = tuple(backends)
-        self._serve_as = (serve_as, *SPELLINGS.get(serve_as, ())) if serve_as else ()
+        self._serve_as = serve_as
         self._known: list[ModelEntry] = []
         self._routes: list[tuple[ModelEntry, int]] = []
         """Made of the entries in `_known`: each with the place of its backend."""
@@ -115,13 +115,11 @@ class Router:
         return self._routes
 
     def _named(self, routes: list[tuple[ModelEntry, int]]) -> list[tuple[ModelEntry, int]]:
-        """The same with the names that `serve_as` gave. Raises ConfigError where a name has two claims."""
+        """The same with the name that `serve_as` gave, and other spellings. Raises ConfigError where a name
+        has two claims."""
         if self._serve_as and routes:
             first, place = routes[0]
-            more = tuple(name for name in self._serve_as if name not in names_of(first))
-            if more:
-                renamed = msgspec.structs.replace(first, aliases=first.aliases + more)
-                routes = [(renamed, place), *routes[1:]]
+            routes = [(_with_aliases(first, (self._serve_as,)), place), *routes[1:]]
         claimed: set[str] = set()
         for entry, _ in routes:
             if taken := claimed & names_of(entry):
@@ -129,7 +127,8 @@ class Router:
                     f"two models answer to {sorted(taken)[0]!r}", field="serve_as", mend="choose another name"
                 )
             claimed |= names_of(entry)
-        return routes
+        more = _other_spellings([entry for entry, _ in routes])
+        return [(_with_aliases(entry, more.get(entry.id, ())), place) for entry, place in routes]
 
 
 async def members_of(backend: Backend) -> list[Member]:
@@ -149,10 +148,30 @@ def names_of(entry: ModelEntry) -> set[str]:
     return {entry.id, *entry.aliases}
 
 
+def _with_aliases(entry: ModelEntry, names: Iterable[str]) -> ModelEntry:
+    """The entry, or one with those of the names that it does not have yet."""
+    more = tuple(name for name in names if name not in names_of(entry))
+    return msgspec.structs.replace(entry, aliases=entry.aliases + more) if more else entry
+
+
+def _other_spellings(entries: Sequence[ModelEntry]) -> dict[str, tuple[str, ...]]:
+    """Entry's id -> names it answers to besides. Where several go by spellings of one name, only the one that
+    has the name itself gets the rest, and what another goes by is never taken from it."""
+    claimed = {name for entry in entries for name in names_of(entry)}
+    found: dict[str, tuple[str, ...]] = {}
+    for name, spellings in SPELLINGS.items():
+        holders = [entry for entry in entries if names_of(entry) & {name, *spellings}]
+        if len(holders) > 1:
+            holders = [entry for entry in holders if name in names_of(entry)]
+        for entry in holders:
+            found[entry.id] = tuple(one for one in (name, *spellings) if one not in claimed)
+    return found
+
+
 def _spoken_names(entry: ModelEntry) -> list[str]:
     """Its names without the mere other spellings of one of them."""
     spelt = {other for name in names_of(entry) for other in SPELLINGS.get(name, ())}
-    return [name for name in (entry.id, *entry.aliases) if name not in spelt]
+    return [entry.id, *(name for name in entry.aliases if name not in spelt)]
 
 
 def find_entry(entries: Iterable[ModelEntry], name: str) -> ModelEntry:
