@@ -149,6 +149,13 @@ def test_reads_a_bare_config_with_quantization_at_top_level_and_rope_parameters(
         ("max_position_embeddings", 1024, "rope_scaling.original_max_position_embeddings"),
         ("rope_scaling.type", "linear", "text_config.rope_scaling.type"),
         ("rope_scaling.factor", "missing", "text_config.rope_scaling.factor"),
+        ("model_type", "llama", "text_config.model_type"),
+        ("num_key_value_heads", 8, "text_config.num_key_value_heads"),
+        (
+            "quantization_config.kv_cache_scheme",
+            {"num_bits": 8},
+            "text_config.quantization_config.kv_cache_scheme",
+        ),
         ("quantization_config.quant_method", "fp8", "text_config.quantization_config.quant_method"),
         ("quantization_config.format", "float-quantized", "text_config.quantization_config.format"),
         ("quantization_config.config_groups", {}, "text_config.quantization_config.config_groups"),
@@ -184,6 +191,15 @@ def test_unknown_quantisation_is_named() -> None:
     document = k26()
     document["text_config"]["quantization_config"] = {"quant_method": "fp8", "weight_block_size": [128, 128]}
     with pytest.raises(CheckpointError, match="'fp8' is not supported"):
+        parse_config(document)
+
+
+def test_two_quantisations_are_a_contradiction() -> None:
+    document = k26()
+    document["quantization_config"] = document["text_config"]["quantization_config"]
+    assert parse_config(document).quantization == parse_config(k26()).quantization
+    document["quantization_config"] = {"quant_method": "fp8"}
+    with pytest.raises(CheckpointError, match=r"^quantization_config: contradicts text_config"):
         parse_config(document)
 
 

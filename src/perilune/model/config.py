@@ -184,7 +184,15 @@ def _text_section(document: Mapping[str, Any]) -> Fields:
     top = Fields(document, "")
     kind = top.text("model_type")
     if kind in WRAPPED_TYPES:
-        return top.section("text_config")
+        text = top.section("text_config")
+        inner = text.text("model_type") if text.given("model_type") else BARE_TYPES[0]
+        if inner not in BARE_TYPES:
+            raise text.wrong(
+                "model_type",
+                f"{inner!r:.80} is not the text model of {kind}",
+                f"it is {' or '.join(BARE_TYPES)}",
+            )
+        return text
     if kind in BARE_TYPES:
         return top
     raise CheckpointError(
@@ -205,6 +213,13 @@ def _refuse_other_architectures(text: Fields) -> None:
     text.only("attention_bias", False)
     text.only("tie_word_embeddings", False)
     text.only("rope_interleave", True)
+    heads = text.whole("num_attention_heads")
+    if text.given("num_key_value_heads") and text.whole("num_key_value_heads") != heads:
+        raise text.wrong(
+            "num_key_value_heads",
+            f"differs from num_attention_heads {heads}",
+            "all heads read the one latent",
+        )
 
 
 def _rope_theta(text: Fields) -> float:
@@ -235,12 +250,18 @@ def _yarn(text: Fields) -> Yarn | None:
 
 
 def _quantization(text: Fields, top: Fields) -> Int4 | None:
-    holder = next((fields for fields in (text, top) if fields.given("quantization_config")), None)
+    name = "quantization_config"
+    holder = next((fields for fields in (text, top) if fields.given(name)), None)
     if holder is None:
         return None
-    section = holder.section("quantization_config")
+    if top.given(name) and not top.same(name, holder):
+        raise top.wrong(
+            name, f"contradicts text_config.{name}", "keep the one that the weights are stored by"
+        )
+    section = holder.section(name)
     section.only("quant_method", "compressed-tensors", required=True)
     section.only("format", "pack-quantized", required=True)
+    section.only("kv_cache_scheme", None)
     groups = section.section("config_groups")
     if len(groups.names) != 1:
         raise section.wrong("config_groups", f"has {len(groups.names)} groups", "one is supported")

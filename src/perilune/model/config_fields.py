@@ -28,6 +28,10 @@ class Fields:
         """Present and not null."""
         return self._values.get(name) is not None
 
+    def same(self, name: str, other: Fields) -> bool:
+        """Whether both have one value, or none."""
+        return bool(self._values.get(name) == other._values.get(name))
+
     def wrong(self, name: str, problem: str, mend: str) -> CheckpointError:
         return CheckpointError(problem, field=f"{self._path}{name}", mend=mend)
 
