@@ -8,8 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import openai
+import pytest
+import torch
 from api_server import Api, serving
 from openai import AsyncOpenAI
+from safetensors.torch import load_file, save_file
 
 from perilune.backends.embedded import EmbeddedBackend
 from perilune.model.tiny import write_tiny_checkpoint
@@ -114,3 +117,38 @@ async def a_client_that_leaves(ai: AsyncOpenAI, api: Api, backend: EmbeddedBacke
             await asyncio.sleep(0.02)
     row = api.accounts.usage_rows()[0]
     assert row.outcome in ("aborted", "finished")
+
+
+async def test_weights_that_compute_nan_are_told_of_and_cost_nothing(tmp_path: Path) -> None:
+    """Whole and streamed, and only to the call that they spoil."""
+    folder = tmp_path / "Tiny"
+    folder.mkdir()
+    write_tiny_checkpoint(folder, tokenizer=True)
+    spoil(folder, token=ord("~"))
+    backend = await EmbeddedBackend.start(
+        Settings(home=tmp_path, checkpoint=str(folder), threads=1, cache_tokens=4096)
+    )
+    options: Any = {"model": "tiny", "max_tokens": 4, "extra_body": OFF, "temperature": 0}
+    spoilt: Any = options | {"messages": [{"role": "user", "content": "Hello ~"}]}
+    try:
+        async with serving(tmp_path / "home", backend) as api:
+            async with AsyncOpenAI(base_url=api.url, api_key=api.key, max_retries=0) as ai:
+                for stream in (False, True):
+                    with pytest.raises(openai.InternalServerError, match=r"computed NaN or infinity.*check"):
+                        await ai.chat.completions.create(**spoilt, stream=stream)
+                assert (await ai.chat.completions.create(**options, messages=HI)).usage
+            assert api.rows() == ["finished", "failed", "failed"]
+            assert [row.charge > 0 for row in api.accounts.usage_rows()] == [True, False, False]
+    finally:
+        await backend.close()
+
+
+def spoil(folder: Path, token: int) -> None:
+    """Have the checkpoint compute NaN from that token on."""
+    (folder / "checkpoint.sha256").unlink()
+    name = "language_model.model.embed_tokens.weight"
+    for path in folder.glob("*.safetensors"):
+        tensors = load_file(path)
+        if name in tensors:
+            tensors[name][token] = torch.nan
+            save_file(tensors, path)
