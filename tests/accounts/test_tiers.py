@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
 
+from perilune.accounts.prices import parse_prices
 from perilune.accounts.tiers import Tier, TierBook, parse_tiers
 from perilune.errors import ConfigError
 from perilune.settings import Settings
@@ -51,8 +53,15 @@ def test_a_file_of_one_s_own(tmp_path: Path) -> None:
     assert book(tmp_path, tier="a", tier_book=str(path)).tier("a") == Tier("a", 1, 2, 3, 4)
     with pytest.raises(ConfigError, match=r"tier: no rate tier 'self-hosted'.*there are a"):
         book(tmp_path, tier_book=str(path))
-    with pytest.raises(ConfigError, match="tier_book: cannot read"):
+    with pytest.raises(ConfigError, match=r"tier_book: cannot read .*: No such file.*docs/accounts\.md"):
         book(tmp_path, tier_book=str(tmp_path / "none"))
+
+
+def test_the_books_of_the_docs() -> None:
+    page = (Path(__file__).parents[2] / "docs" / "accounts.md").read_text(encoding="utf-8")
+    tiers, prices = re.findall(r"```toml\n(.*?)```", page, re.DOTALL)
+    assert parse_tiers(tiers, "docs") == (Tier("small", 4, 60, 200_000, 0),)
+    assert [price.version for price in parse_prices(prices, "docs")] == ["my-kimi@2026-11-01"]
 
 
 @pytest.mark.parametrize(

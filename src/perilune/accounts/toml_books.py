@@ -21,7 +21,9 @@ def read_book(path: str | Path | None, bundled: str, field: str) -> tuple[str, s
     try:
         return place.read_text(encoding="utf-8"), str(place)
     except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {place}: {error}", field=field) from error
+        why = error.strerror if isinstance(error, OSError) else "it is not text in UTF-8"
+        mend = f"name a TOML file of the form that docs/accounts.md shows for {bundled}"
+        raise ConfigError(f"cannot read {place}: {why}", field=field, mend=mend) from error
 
 
 def entries_of(

@@ -22,6 +22,7 @@ HEAD_S = 10.0
 """From the connection, or the head's first byte, to its end."""
 IDLE_S = 30
 """Between two requests."""
+TOO_MANY = "too many connections at once (close some, or try again soon)"
 UNREAD_S = 60.0
 """How long a client may leave unread what no longer fits into the socket's buffer. Until it reads, nothing
 more is taken from the model either."""
@@ -45,7 +46,7 @@ class Connection(HttpToolsProtocol):
         super().connection_made(transport)
         if len(self.connections) > self._most:
             log.warning("more than %d connections: one was refused", self._most)
-            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable", "too many connections")
+            self._refuse(HTTPStatus.SERVICE_UNAVAILABLE, "server_unavailable", TOO_MANY)
         else:
             self._head_timer = self.loop.call_later(HEAD_S, self._head_is_late)
 
