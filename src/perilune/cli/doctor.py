@@ -127,7 +127,7 @@ def check_sandbox(settings: Settings) -> Check:
         return Check("sandbox", "ok" if probe.overlay else "warn", probe.reason, probe.mend)
     if settings.unsandboxed:
         return Check("sandbox", "warn", f"NONE, commands of agents run freely: {probe.reason}", probe.mend)
-    mend = f"{probe.mend}; or set --unsandboxed and trust the model with this machine"
+    mend = f"{probe.mend}; or set PERILUNE_UNSANDBOXED=true and trust the model with this machine"
     return Check("sandbox", "fail", probe.reason, mend)
 
 
