@@ -363,6 +363,17 @@ async def test_refused_optional_fields_are_left_out_from_then_on() -> None:
         assert "seed" not in it.endpoint.heard[-1].json
 
 
+async def test_a_refusal_that_only_mentions_a_field_teaches_nothing() -> None:
+    """Else thinking could never be turned off there again."""
+    about_else = error(400, "tool_choice 'required' is incompatible with thinking enabled")
+    async with served(about_else, about_else, GOOD) as it:
+        with pytest.raises(BackendRefused, match="incompatible"):
+            await complete(it.backend, ask(thinking=False))
+        await complete(it.backend, ask(thinking=False))
+        sent = [heard.json.get("thinking") for heard in it.endpoint.heard]
+    assert sent == [{"type": "disabled"}, None, {"type": "disabled"}]
+
+
 async def test_the_newer_name_of_the_token_limit_is_learnt() -> None:
     async with served(
         error(400, "Unsupported parameter: 'max_tokens'. Use 'max_completion_tokens' instead."), GOOD

@@ -186,18 +186,25 @@ class UpstreamBackend:
     # ---- before the first byte
 
     async def _begin(self, request: Request) -> Answer:
-        """Call until something of an answer has arrived. Raises BackendError and ContextTooLong."""
-        failures = 0
+        """Call until something of an answer has arrived. Raises BackendError and ContextTooLong.
+
+        What is learnt of the dialect is kept only where it led to an answer: a refusal may mention a field and
+        be about something else."""
+        failures, known = 0, self._quirks
+        quirks = known
         while True:
-            body = self._quirks.body(request, self._model_name)
+            body = quirks.body(request, self._model_name)
             try:
-                return await self._attempt(request, body)
+                answer = await self._attempt(request, body)
+                if quirks is not known:
+                    self._quirks = quirks
+                return answer
             except BackendRefused as refused:
-                learnt = self._quirks.learn(refused, body)
+                learnt = quirks.learn(refused, body)
                 if learnt is None:
                     raise
                 log.warning("%s refuses a field; going on with %s", self.url, learnt)
-                self._quirks = learnt
+                quirks = learnt
             except Passing as passing:
                 pause = retry_pause(passing.error, failures, self._retries, self._chance())
                 if pause is None:
