@@ -188,8 +188,8 @@ class UpstreamBackend:
     async def _begin(self, request: Request) -> Answer:
         """Call until something of an answer has arrived. Raises BackendError and ContextTooLong.
 
-        What is learnt of the dialect is kept only where it led to an answer: a refusal may mention a field and
-        be about something else."""
+        What is learnt of the dialect is kept only where it led to an answer: a refusal may mention a field
+        and be about something else."""
         failures, known = 0, self._quirks
         quirks = known
         while True:
