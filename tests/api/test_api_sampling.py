@@ -101,6 +101,20 @@ async def test_a_program_for_gpt_runs_unchanged_under_clamp(tmp_path: Path, stre
     assert (asked.tool_choice, asked.max_parallel_calls, asked.json_schema) == ("required", 1, {})
 
 
+@pytest.mark.parametrize("policy", ["strict", "clamp", "open"])
+async def test_a_counted_prompt_without_room_never_reaches_the_model(tmp_path: Path, policy: str) -> None:
+    """Not every engine says what is wrong with one."""
+    model = Noting(policy, context_length=100)
+    long = [{"role": "user", "content": "long " * 200}]
+    async with kimi_serving(tmp_path, model.backend) as k26:
+        for stream in (False, True):
+            (await k26.ask(messages=long, stream=stream)).refused(
+                "exceeded model token limit: 100 (requested: "
+            )
+        assert model.asked == []
+        assert (await k26.ask(max_tokens=5)).message["content"] == "Noted."
+
+
 async def test_nothing_is_said_where_nothing_was_changed(tmp_path: Path) -> None:
     async with kimi_serving(tmp_path, Noting("clamp").backend) as k26:
         same = {"temperature": 1, "top_p": 0.95, "n": 1, "presence_penalty": 0, "logprobs": False}

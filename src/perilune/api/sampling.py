@@ -58,17 +58,25 @@ def hold_sampling(
 
 def hold_length(request: Request, quote: Quote, adjusted: Adjusted) -> None:
     """Under `strict`, an answer longer than clients may ask for is refused, as the hosted API does. All
-    others are cut to the room that the context has, which `adjusted` tells. Raises ContextTooLong."""
+    others are cut to the room that the context has, which `adjusted` tells. A prompt that was counted and
+    leaves no room is refused here, for not every engine says what is wrong. Raises ContextTooLong."""
     entry = quote.entry
     limit = max(entry.context_length, int(entry.accepted.get("context_length", 0)))
-    wanted = (quote.prompt_estimate if quote.counted else 1) + (request.max_tokens or 1)
+    prompt = quote.prompt_estimate if quote.counted else 1
+    wanted = prompt + (request.max_tokens or 1)
     if entry.sampling_policy == "strict" and wanted > limit:
-        raise ContextTooLong(
-            f"Invalid request: Your request exceeded model token limit: {limit} (requested: {wanted})",
-            mend="shorten the conversation or ask for fewer tokens",
-        )
+        raise _too_long(limit, wanted)
+    if prompt + 1 > entry.context_length:
+        raise _too_long(entry.context_length, prompt + 1)
     if request.max_tokens is not None and quote.max_tokens < request.max_tokens:
         adjusted["max_completion_tokens"] = quote.max_tokens
+
+
+def _too_long(limit: int, wanted: int) -> ContextTooLong:
+    return ContextTooLong(
+        f"Invalid request: Your request exceeded model token limit: {limit} (requested: {wanted})",
+        mend="shorten the conversation or ask for fewer tokens",
+    )
 
 
 def _replace_or_refuse(name: str, value: Any, policy: str, adjusted: Adjusted) -> None:
