@@ -1,5 +1,6 @@
 """A checkpoint's own template: known as one of our formats, refused with the difference, or run as it is."""
 
+import json
 import logging
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,7 +16,7 @@ from perilune.chat.oracle import chosen_variant, open_template
 from perilune.chat.placeholders import prompt_with_media
 from perilune.chat.probes import probes
 from perilune.chat.template import prompt_ids
-from perilune.chat.tokenizer import Tokenizer
+from perilune.chat.tokenizer import CONFIG_FILE, Tokenizer
 from perilune.chat.variants import K2_THINKING, K25, K26, VARIANTS
 from perilune.errors import CheckpointError, ConfigError, InputError, UnsupportedInput
 
@@ -268,6 +269,25 @@ def test_broken_and_prying_templates_are_named(
         open_template(folder, "jinja")(asked(user("Hi")), small)
     with pytest.raises(CheckpointError, match=TEMPLATE_FILE):
         open_template(folder)
+
+
+@pytest.mark.parametrize("named", [False, True])
+def test_older_exports_have_the_template_in_the_tokenizers_configuration(tmp_path: Path, named: bool) -> None:
+    (tmp_path / "jinja").mkdir()
+    source = (written(tmp_path / "jinja", "keeps", "kimi", "json", "switch") / TEMPLATE_FILE).read_text()
+    others = [{"name": "tool_use", "template": "nonsense"}, {"name": "default", "template": source}]
+    config = tmp_path / CONFIG_FILE
+    config.write_text(json.dumps({"chat_template": others if named else source, "model_max_length": 9}))
+    assert chosen_variant(tmp_path) == K2_THINKING
+    config.write_text(json.dumps({"chat_template": others[:1] if named else None}))
+    assert chosen_variant(tmp_path) == K26
+    config.write_text(json.dumps({"chat_template": "nonsense"}))
+    with pytest.raises(CheckpointError, match=rf"{CONFIG_FILE}: renders \d+ of"):
+        chosen_variant(tmp_path)
+    config.write_text(json.dumps({"chat_template": 5}))
+    with pytest.raises(CheckpointError, match=f"{CONFIG_FILE}: cannot be read"):
+        chosen_variant(tmp_path)
+    assert chosen_variant(written(tmp_path)) == K26
 
 
 def test_unreadable_template_files_are_named(tmp_path: Path) -> None:

@@ -1,4 +1,6 @@
-"""A checkpoint's own `chat_template.jinja`, run in a sandbox: text in, text out, nothing else within reach.
+"""A checkpoint's own chat template, run in a sandbox: text in, text out, nothing else within reach.
+
+It is `chat_template.jinja`, or `chat_template` in tokenizer_config.json, as older exports have it.
 
 jinja2 comes with the `engine` extra and is imported here when a template is read, not before.
 """
@@ -25,11 +27,12 @@ from perilune.chat.template import (
     times_of_each,
     video_pieces,
 )
-from perilune.chat.tokenizer import END_THINK, THINK, Tokenizer
+from perilune.chat.tokenizer import CONFIG_FILE, END_THINK, THINK, Tokenizer
 from perilune.errors import CheckpointError, ConfigError, InputError, UnsupportedInput
 
 TEMPLATE_FILE = "chat_template.jinja"
 LARGEST_TEMPLATE = 1 << 20
+LARGEST_CONFIG = 16 << 20
 VIDEO_PLACEHOLDER = "<|kimi_k25_video_placeholder|>"
 """What templates write for a video. It is no token: the video's pieces take its place in the text."""
 NO_TEXT = re.compile("[\0\ud800-\udfff]")
@@ -39,7 +42,34 @@ what the template itself writes becomes control tokens. Nobody sends this pair o
 
 
 def has_template(folder: Path) -> bool:
-    return (folder / TEMPLATE_FILE).is_file()
+    """Raises CheckpointError as `JinjaTemplate.load` does."""
+    return _source(folder) is not None
+
+
+class _Named(msgspec.Struct):
+    name: str
+    template: str
+
+
+class _Config(msgspec.Struct):
+    chat_template: str | list[_Named] | None = None
+
+
+def _source(folder: Path) -> tuple[str, Path] | None:
+    """The template and the file it is in. Raises CheckpointError for what cannot be read."""
+    path = folder / TEMPLATE_FILE
+    try:
+        if path.exists():
+            return read_bounded(path, LARGEST_TEMPLATE).decode("utf-8"), path
+        path = folder / CONFIG_FILE
+        if not path.exists():
+            return None
+        found = msgspec.json.decode(read_bounded(path, LARGEST_CONFIG), type=_Config).chat_template
+    except (OSError, ValueError, RecursionError) as error:
+        raise CheckpointError(f"cannot be read: {error}", field=str(path), mend=COPY_AGAIN) from error
+    if isinstance(found, list):
+        found = next((one.template for one in found if one.name == "default"), None)
+    return None if found is None else (found, path)
 
 
 class JinjaTemplate:
@@ -74,11 +104,11 @@ class JinjaTemplate:
 
     @classmethod
     def load(cls, folder: Path) -> Self:
-        path = folder / TEMPLATE_FILE
-        try:
-            return cls(read_bounded(path, LARGEST_TEMPLATE).decode("utf-8"), path)
-        except (OSError, UnicodeDecodeError) as error:
-            raise CheckpointError(f"cannot be read: {error}", field=str(path), mend=COPY_AGAIN) from error
+        """Raises CheckpointError where there is none that can be read, and as the constructor does."""
+        found = _source(folder)
+        if found is None:
+            raise CheckpointError(f"has no {TEMPLATE_FILE}", field=str(folder), mend=COPY_AGAIN)
+        return cls(*found)
 
     def render(
         self,

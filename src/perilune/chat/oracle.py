@@ -70,7 +70,7 @@ def chosen_variant(folder: Path, choice: str = "") -> Variant:
     if not has_template(folder):
         return K26
     if importlib.util.find_spec("jinja2") is None:
-        log.warning("%s is not compared with our template: jinja2 is not installed", folder / TEMPLATE_FILE)
+        log.warning("the template of %s is not compared with ours: jinja2 is not installed", folder)
         return K26
     return variant_of(JinjaTemplate.load(folder))
 
