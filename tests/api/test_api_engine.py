@@ -5,13 +5,14 @@ from __future__ import annotations
 import asyncio
 import json
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import openai
 import pytest
 import torch
 from api_server import Api, serving
 from openai import AsyncOpenAI
+from pydantic import BaseModel
 from safetensors.torch import load_file, save_file
 
 from perilune.backends.embedded import EmbeddedBackend
@@ -49,6 +50,7 @@ async def test_the_api_in_front_of_the_engine(tmp_path: Path) -> None:
             async with AsyncOpenAI(base_url=api.url, api_key=api.key, max_retries=0) as ai:
                 await whole_and_streamed(ai)
                 await a_forced_call(ai)
+                await structured_output(ai)
                 await refusals(ai)
                 await a_client_that_leaves(ai, api, backend)
     finally:
@@ -84,6 +86,27 @@ async def a_forced_call(ai: AsyncOpenAI) -> None:
     [call] = answer.choices[0].message.tool_calls or ()
     assert call.id == "functions.search:0" and call.type == "function"
     assert 1 <= json.loads(call.function.arguments)["line"] <= 9
+
+
+class Place(BaseModel):
+    line: Literal[3, 5]
+    kind: Literal["def", "use"]
+
+
+async def structured_output(ai: AsyncOpenAI) -> None:
+    """The SDK makes the schema of a class, and an object of the answer; both ways, whole and streamed."""
+    options: Any = {"model": "tiny", "messages": HI, "max_tokens": 200, "seed": 3, "extra_body": OFF}
+    whole = await ai.chat.completions.parse(**options, response_format=Place)
+    assert isinstance(whole.choices[0].message.parsed, Place)
+    async with ai.chat.completions.stream(**options, response_format=Place) as stream:
+        streamed = (await stream.get_final_completion()).choices[0].message
+    assert streamed.parsed == whole.choices[0].message.parsed
+    tools = [openai.pydantic_function_tool(Place)]
+    called = await ai.chat.completions.parse(
+        **options, tools=tools, tool_choice="required", parallel_tool_calls=False
+    )
+    [call] = called.choices[0].message.tool_calls or ()
+    assert isinstance(call.function.parsed_arguments, Place)
 
 
 async def refusals(ai: AsyncOpenAI) -> None:
