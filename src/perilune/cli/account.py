@@ -15,6 +15,7 @@ ENTRIES = {
     "voucher": ("voucher", "grant credit, which is spent before cash"),
     "correct": ("correction", "put a balance right; the amount may be below zero, such as -2.50"),
 }
+AMOUNT = "such as 25.50"
 FEE_COLUMNS = ("web search", "key", "charge", "cash", "voucher", "price")
 
 
@@ -52,14 +53,16 @@ def add(commands: Commands) -> None:
 def _add_entries(actions: Commands) -> None:
     for name, (kind, said) in ENTRIES.items():
         action = actions.add_parser(name, help=said)
-        action.add_argument("amount", type=signed if kind == "correction" else dollars, metavar="USD")
+        action.add_argument(
+            "amount", type=signed if kind == "correction" else dollars, metavar="USD", help=AMOUNT
+        )
         action.add_argument(
             "--reference",
             default="",
             metavar="TEXT",
             help="such as the invoice; one reference is entered only once (default: a new one each time)",
         )
-        action.add_argument("--note", default="", metavar="TEXT")
+        action.add_argument("--note", default="", metavar="TEXT", help="why; kept with the entry")
         if kind == "correction":
             action.add_argument("--voucher", action="store_true", help="of the granted credit, not the cash")
         _add_organisation(action)

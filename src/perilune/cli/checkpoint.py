@@ -58,10 +58,15 @@ def add(commands: Commands) -> None:
     check.add_argument("folder", metavar="FOLDER", type=Path)
     check.add_argument("--json", action="store_true", help="print one JSON object")
     check.set_defaults(run=run_verify)
-    convert = actions.add_parser("convert", help="store routed experts as INT4 or as BF16")
-    convert.add_argument("source", metavar="SOURCE", type=Path)
+    convert = actions.add_parser(
+        "convert",
+        help="store routed experts as INT4 or as BF16",
+        description="Copies a checkpoint under the official names with its routed experts stored otherwise. To "
+        "BF16 is exact; to INT4 rounds, except for weights that were INT4 before.",
+    )
+    convert.add_argument("source", metavar="SOURCE", type=Path, help="a whole checkpoint; it stays as it is")
     convert.add_argument("folder", metavar="FOLDER", type=Path, help="a new or empty folder")
-    convert.add_argument("--experts", choices=EXPERTS, required=True)
+    convert.add_argument("--experts", choices=EXPERTS, required=True, help="as what")
     _add_shard_size(convert)
     convert.set_defaults(run=run_convert)
 

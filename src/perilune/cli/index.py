@@ -22,13 +22,18 @@ def add(commands: Commands) -> None:
         "files that did not change are not read again, those that are gone are taken out. Without a folder, "
         "all that were named before. Whatever is indexed can be found by every key of this HOME's server.",
     )
-    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR")
+    parser.add_argument("folders", nargs="*", type=Path, metavar="DIR", help="a folder to index")
     parser.add_argument("--forget", action="store_true", help="take these folders out of the index instead")
     parser.add_argument("--json", action="store_true", help="as JSON")
     add_settings(parser)
     parser.set_defaults(run=index, parser=parser)
-    asked = commands.add_parser("search", help="search as $web_search does, free of charge")
-    asked.add_argument("words", nargs="+", metavar="WORD")
+    asked = commands.add_parser(
+        "search",
+        help="search as $web_search does, free of charge",
+        description="Asks what the API's $web_search asks: the SearXNG server of the setting searxng_url, else "
+        "the index that `perilune index` made. Nothing is charged.",
+    )
+    asked.add_argument("words", nargs="+", metavar="WORD", help="what to look for; none of it is syntax")
     asked.add_argument("--limit", type=whole, metavar="N", help="most results")
     asked.add_argument("--json", action="store_true", help="as JSON")
     add_settings(asked)

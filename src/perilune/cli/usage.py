@@ -18,7 +18,12 @@ if TYPE_CHECKING:
 
 
 def add(commands: Commands) -> None:
-    parser = commands.add_parser("usage", help="what was used, and what it cost")
+    parser = commands.add_parser(
+        "usage",
+        help="what was used, and what it cost",
+        description="Adds up the ledger's calls, tokens and charges; web searches stand under the model "
+        "$web_search. Of folded months only sums are left, which count on the first day of theirs.",
+    )
     parser.add_argument(
         "--by",
         default="month,key,model",
