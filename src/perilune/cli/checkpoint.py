@@ -61,8 +61,8 @@ def add(commands: Commands) -> None:
     convert = actions.add_parser(
         "convert",
         help="store routed experts as INT4 or as BF16",
-        description="Copies a checkpoint under the official names with its routed experts stored otherwise. To "
-        "BF16 is exact; to INT4 rounds, except for weights that were INT4 before.",
+        description="Copies a checkpoint under the official names with its routed experts stored otherwise. "
+        "To BF16 is exact; to INT4 rounds, except for weights that were INT4 before.",
     )
     convert.add_argument("source", metavar="SOURCE", type=Path, help="a whole checkpoint; it stays as it is")
     convert.add_argument("folder", metavar="FOLDER", type=Path, help="a new or empty folder")

@@ -30,8 +30,8 @@ def add(commands: Commands) -> None:
     asked = commands.add_parser(
         "search",
         help="search as $web_search does, free of charge",
-        description="Asks what the API's $web_search asks: the SearXNG server of the setting searxng_url, else "
-        "the index that `perilune index` made. Nothing is charged.",
+        description="Asks what the API's $web_search asks: the SearXNG server of the setting searxng_url, "
+        "else the index that `perilune index` made. Nothing is charged.",
     )
     asked.add_argument("words", nargs="+", metavar="WORD", help="what to look for; none of it is syntax")
     asked.add_argument("--limit", type=whole, metavar="N", help="most results")

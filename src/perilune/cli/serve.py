@@ -11,8 +11,8 @@ def add(commands: Commands) -> None:
     parser = commands.add_parser(
         "serve",
         help="serve the API for the bundled or the connected model",
-        description="Serves the API: chat, models, files, balance, metrics; /docs describes it. The first start writes HOME/keys.json. "
-        "SIGTERM lets running answers end, then exits 0.",
+        description="Serves the API: chat, models, files, balance, metrics; /docs describes it. The "
+        "first start writes HOME/keys.json. SIGTERM lets running answers end, then exits 0.",
     )
     add_settings(
         parser,
