@@ -75,6 +75,8 @@ class Settings:
     """Context length of the model at `model_url`, in tokens."""
     model_max_output: int = field(default=32768, metadata={"least": 1})
     """Most tokens that one answer of the model at `model_url` may have."""
+    model_price: str = "kimi-k2.6"
+    """The price book's entry that the model at `model_url` is billed by."""
     model_tokenizer: str = ""
     """Folder with the tokenizer of the model at `model_url`: `tiktoken.model`, `tokenizer_config.json`, and
     its chat template where it has one. Prompts are then counted; else their bytes are the bound."""

@@ -485,6 +485,13 @@ async def test_what_an_endpoint_tells_of_its_model_holds(settings: Callable[...,
         assert (await entry_of(settings(model_url=endpoint.url))).goals == "any"
 
 
+async def test_it_is_billed_by_the_price_that_the_settings_name(settings: Callable[..., Settings]) -> None:
+    async with Endpoint(GOOD) as endpoint:
+        for more, price in (({}, "kimi-k2.6"), ({"model_price": "kimi-k2.5"}, "kimi-k2.5")):
+            entry = await entry_of(settings(model_url=endpoint.url, model_name="kimi-k2.5", **more))
+            assert entry.price == price
+
+
 async def test_without_a_name_the_only_model_is_taken(settings: Callable[..., Settings]) -> None:
     async with Endpoint([models("one")]) as endpoint:
         assert (await entry_of(settings(model_url=endpoint.url))).id == "one"

@@ -124,6 +124,7 @@ def upstream_entry(settings: Settings, name: str, item: dict[str, Any]) -> Model
         sampling_policy=settings.sampling_policy or declared.sampling_policy,
         fixed_sampling=declared.sampling_policy != "open",
         schema_policy=settings.schema_policy or "repair",
+        price=settings.model_price,
         goals=declared.goals,
         orchestrator_profile=declared.orchestrator_profile,
         subagent_profile=declared.subagent_profile,
