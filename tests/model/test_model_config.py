@@ -150,7 +150,6 @@ def test_reads_a_bare_config_with_quantization_at_top_level_and_rope_parameters(
         ("rope_scaling.type", "linear", "text_config.rope_scaling.type"),
         ("rope_scaling.factor", "missing", "text_config.rope_scaling.factor"),
         ("model_type", "llama", "text_config.model_type"),
-        ("num_key_value_heads", 8, "text_config.num_key_value_heads"),
         (
             "quantization_config.kv_cache_scheme",
             {"num_bits": 8},

@@ -213,13 +213,6 @@ def _refuse_other_architectures(text: Fields) -> None:
     text.only("attention_bias", False)
     text.only("tie_word_embeddings", False)
     text.only("rope_interleave", True)
-    heads = text.whole("num_attention_heads")
-    if text.given("num_key_value_heads") and text.whole("num_key_value_heads") != heads:
-        raise text.wrong(
-            "num_key_value_heads",
-            f"differs from num_attention_heads {heads}",
-            "all heads read the one latent",
-        )
 
 
 def _rope_theta(text: Fields) -> float:
