@@ -63,13 +63,13 @@ async def test_011_keep_all_keeps_earlier_thinking(k26: Kimi) -> None:
 
 async def test_020_a_small_cap(k26: Kimi) -> None:
     for name in ("max_tokens", "max_completion_tokens"):
-        answer = await k26.ask(**{name: 5})
+        answer = await k26.ask(**{name: 5}, seed=1)
         assert answer.choice["finish_reason"] == "length" and 0 < answer.usage["completion_tokens"] <= 5
         assert answer.message["content"] == ""  # it was cut while it thought
 
 
 async def test_036_totals(k26: Kimi) -> None:
-    usage = (await k26.ask(max_tokens=5)).usage
+    usage = (await k26.ask(max_tokens=5, seed=1)).usage
     assert usage["completion_tokens"] == usage["completion_tokens_details"]["reasoning_tokens"] == 5
     assert usage["total_tokens"] == usage["prompt_tokens"] + 5
 
