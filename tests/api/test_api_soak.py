@@ -137,13 +137,14 @@ class Crowd:
         chance = random.Random(seed)
         kinds = chance.choices(list(KINDS), [share for share, _ in KINDS.values()], k=calls)
         left = iter(kinds)
-        await asyncio.gather(*(self._work(left) for _ in range(CLIENTS)))
+        await asyncio.gather(*(self._work(left, f"127.0.1.{1 + place}") for place in range(CLIENTS)))
 
-    async def _work(self, left: Any) -> None:
+    async def _work(self, left: Any, address: str) -> None:
+        """Each from an address of its own: one that came with so many wrong keys would be held off."""
         client: Client | None = None
         for kind in left:
             if client is None or client.gone:
-                client = await self._connect()
+                client = await self._connect(address)
             answer = client.ask(self._requests[kind])
             if kind == "left":
                 await asyncio.sleep(0.03)
@@ -155,9 +156,11 @@ class Crowd:
         if client is not None:
             client.close()
 
-    async def _connect(self) -> Client:
+    async def _connect(self, address: str) -> Client:
         loop = asyncio.get_running_loop()
-        _, client = await loop.create_connection(Client, "127.0.0.1", self._server.port)
+        _, client = await loop.create_connection(
+            Client, "127.0.0.1", self._server.port, local_addr=(address, 0)
+        )
         return client
 
 
