@@ -270,13 +270,13 @@ def test_a_checkpoint_too_large_for_memory_is_refused_before_reading(
     config = write_tiny_checkpoint(tmp_path)
     whole, rest = resident_bytes(config, torch.float32)
     assert rest < whole
-    monkeypatch.setattr(load, "free_memory", lambda: whole + load.LEFT_FREE - 1)
+    monkeypatch.setattr(load, "free_memory", lambda: int(whole * load.SPARE) - 1)
     with pytest.raises(CheckpointError, match="is free") as caught:
         load_model(tmp_path)
-    assert 'experts = "files"' in str(caught.value.mend)
+    assert 'experts = "files"' in str(caught.value.mend) and "bfloat16" in str(caught.value.mend)
     assert load_model(tmp_path, experts="files").experts_in_files
     assert load_model(tmp_path, experts="auto").experts_in_files
-    monkeypatch.setattr(load, "free_memory", lambda: rest + load.LEFT_FREE - 1)
+    monkeypatch.setattr(load, "free_memory", lambda: int(rest * load.SPARE) - 1)
     with pytest.raises(CheckpointError, match="is free") as caught:
         load_model(tmp_path, experts="files")
     assert "files" not in str(caught.value.mend)

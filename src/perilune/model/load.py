@@ -20,8 +20,9 @@ from perilune.model.text import MoE, TextDecoder
 Place = Literal["auto", "memory", "files"]
 """Routed experts unpacked in memory, in their files, or there only where memory is too small."""
 
-LEFT_FREE = 1024**3
-"""Bytes that weights leave for everything else."""
+SPARE = 1.1
+"""Free memory must be so many times the weights: something is computed, too. Not a fixed amount, which would
+keep a small model from a small machine."""
 
 
 def load_model(
@@ -78,18 +79,20 @@ def experts_in_files(config: TextConfig, dtype: torch.dtype, experts: Place) -> 
     memory do not fit into what is free now."""
     free = free_memory()
     whole, rest = resident_bytes(config, dtype)
-    if free is None or whole + LEFT_FREE <= free:
+    if free is None or whole * SPARE <= free:
         return experts == "files"
-    if experts != "memory" and rest + LEFT_FREE <= free:
+    if experts != "memory" and rest * SPARE <= free:
         return True
-    needed, more = (whole, rest) if experts == "memory" else (rest, rest)
-    shrink = (
-        f', or leave routed experts in their files (experts = "files": {gb(more)})' if more < needed else ""
-    )
+    needed, mends = whole if experts == "memory" else rest, ["free memory"]
+    if dtype == torch.float32:
+        mends.append('halve it (dtype = "bfloat16")')
+    if experts == "memory" and rest < whole:
+        mends.append(f'leave routed experts in their files (experts = "files": {gb(rest)})')
     raise CheckpointError(
-        f"needs {gb(needed)} of memory as {str(dtype).removeprefix('torch.')}, {gb(free)} is free",
+        f"needs {gb(needed)} of memory as {str(dtype).removeprefix('torch.')} and a tenth to spare, "
+        f"{gb(free)} is free",
         field="checkpoint",
-        mend=f"free memory{shrink}, or serve it with vLLM or SGLang and connect its URL",
+        mend=", ".join([*mends, "or serve it with vLLM or SGLang and connect its URL"]),
     )
 
 
