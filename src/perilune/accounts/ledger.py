@@ -32,7 +32,7 @@ from perilune.accounts.rows import (
 from perilune.accounts.settling import Ending, Held, close, close_abandoned, close_found, close_orphans
 from perilune.accounts.wallet import Prepaid
 from perilune.errors import StorageFull, StoreError
-from perilune.store import Store
+from perilune.store import Store, Work
 
 
 class Ledger:
@@ -82,7 +82,7 @@ class Ledger:
             return made
 
         try:
-            return await self._store.write(work)
+            return await self._store.write(work, brief=True)
         except asyncio.CancelledError:
             # The row may be on its way; writes run in order, so this one comes after it.
             await self._store.write(lambda connection: close_abandoned(connection, request_id, now))
@@ -126,7 +126,7 @@ class Ledger:
         StorageFull, `settle_late` settles it so when there is room."""
         ending = Ending(buckets, reasoning, outcome, estimated, self._now())
         try:
-            return await self._close(reservation, ending)
+            return await self._store.write(self._closing(reservation, ending), brief=True)
         except StorageFull:
             self._late.setdefault(reservation.request_id, (reservation, ending))
             raise
@@ -136,17 +136,17 @@ class Ledger:
         many. Raises StorageFull while it still is."""
         done = 0
         for request_id, (reservation, ending) in tuple(self._late.items()):
-            await self._close(reservation, ending)
+            await self._store.write(self._closing(reservation, ending))
             del self._late[request_id]
             done += 1
         return done
 
-    async def _close(self, reservation: Reservation, ending: Ending) -> Charge:
+    def _closing(self, reservation: Reservation, ending: Ending) -> Work[Charge]:
         def work(connection: sqlite3.Connection) -> Charge:
             held = Held.by(reservation, self._pots_of(connection, reservation.principal))
             return close(connection, held, ending) or close_found(connection, held.request_id, ending)
 
-        return await self._store.write(work)
+        return work
 
     def close_orphans(self) -> int:
         """Settle the rows that a dead process left open; how many. Call it before any new `reserve`.

@@ -7,6 +7,7 @@ in `store/sqlite.py` and `store/log.py`.
 from perilune.store.files import replace_file
 from perilune.store.home import Holder, HomeLock, home_holder
 from perilune.store.reader import Reader
-from perilune.store.writer import Store, Work
+from perilune.store.waiter import Work
+from perilune.store.writer import Store
 
 __all__ = ["Holder", "HomeLock", "Reader", "Store", "Work", "home_holder", "replace_file"]

@@ -3,7 +3,7 @@
 Every `write` is answered only after the commit that holds it: synced to disk, or, where the store was opened
 so, written to the log, which a killed process cannot lose and which is synced a moment later. All writes that
 arrive while a commit is under way share the next one (group commit), so its cost is divided by the number of
-waiters.
+waiters. Brief writes that need not wait for the disk are committed by the event loop itself (`store/rounds.py`).
 """
 
 from __future__ import annotations
@@ -13,52 +13,22 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self, TypeVar
+from typing import Any, Self
 
 from perilune.errors import StoreError
 from perilune.store.log import LogKeeper
 from perilune.store.reader import Reader
+from perilune.store.rounds import Rounds
 from perilune.store.sqlite import fold_log, is_storage_failure, open_database, translate
-
-Result = TypeVar("Result")
-Work = Callable[[sqlite3.Connection], Result]
-"""Reads and writes rows on the connection it is given. Runs on the writer thread, inside a transaction
-that it must neither commit nor roll back."""
+from perilune.store.waiter import Result, Waiter, Work, answer_all, answer_here
 
 GROUP_LIMIT = 1024
 """Most writes in one commit: bounds the wait of the first one."""
 START_AGAIN = "nothing of this was written; start Perilune again"
-
-
-class _Waiter:
-    """One write on its way: the work, who waits for it, and what came of it."""
-
-    __slots__ = ("error", "future", "loop", "result", "work")
-
-    def __init__(
-        self,
-        work: Work[Any],
-        future: asyncio.Future[Any] | Future[Any],
-        loop: asyncio.AbstractEventLoop | None,
-    ) -> None:
-        self.work = work
-        self.future = future
-        self.loop = loop
-        self.result: Any = None
-        self.error: BaseException | None = None
-
-    def answer(self) -> None:
-        """Wake the waiter. On its own loop's thread where it has one."""
-        if self.future.done():
-            return  # the waiter was cancelled; its write stands
-        if self.error is not None:
-            self.future.set_exception(self.error)
-        else:
-            self.future.set_result(self.result)
 
 
 class Store:
@@ -73,7 +43,13 @@ class Store:
 
         Raises JournalCorrupt, StorageFull, StoreError."""
         self.path = Path(path)
-        self._queue: queue.SimpleQueue[_Waiter | None] = queue.SimpleQueue()
+        self._queue: queue.SimpleQueue[Waiter | None] = queue.SimpleQueue()
+        self._rounds = Rounds(self._commit_brief, self._hand_over)
+        self._committing = threading.Lock()
+        """Held by who uses the connection."""
+        self._counting = threading.Lock()
+        self._under_way = 0
+        """Writes that the thread was given and has not committed yet."""
         self._closed = False
         self._ended = ""
         """Why nothing more is written, once the thread has ended."""
@@ -94,22 +70,33 @@ class Store:
         self._thread = threading.Thread(target=self._run, name=f"store {self.path.name}", daemon=True)
         self._thread.start()
 
-    async def write(self, work: Work[Result]) -> Result:
+    async def write(self, work: Work[Result], *, brief: bool = False) -> Result:
         """Run `work` on the writer thread; returns its result once it is on disk, or with `sync_every_s` once
         it is safe from the end of the process.
 
+        `brief` is for a work of a few statements: where nobody waits for the disk and nothing is under way,
+        it runs on the loop's own thread, for handing it over and back would take longer than the work: with
+        all others of a round of the loop at the round's end, or at once where the last rounds had no others.
+        A work may run twice: the first time then leaves no trace.
+
         An exception of `work` undoes that work alone and is raised here. Cancelling the wait does not
         undo the write. Raises StorageFull, JournalCorrupt, StoreError: then nothing was kept."""
+        self._check_open()
         loop = asyncio.get_running_loop()
         future: asyncio.Future[Result] = loop.create_future()
-        self._submit(_Waiter(work, future, loop))
+        waiter = Waiter(work, future, loop)
+        if brief and self._log is not None and self._rounds.take_from(loop):
+            self._rounds.add(waiter)
+        else:
+            self._hand_over((*self._rounds.rest(), waiter))  # in the order in which they came
         return await future
 
     def write_now(self, work: Work[Result]) -> Result:
         """The blocking twin of `write`, for code without an event loop, on disk always when it returns. Where
         it raises StoreError because it cannot get there, the write may stand."""
         future: Future[Result] = Future()
-        self._submit(_Waiter(work, future, None))
+        self._check_open()
+        self._hand_over((Waiter(work, future, None),))
         result = future.result()
         if self._log is not None:
             self._log.sync()
@@ -128,6 +115,7 @@ class Store:
         if self._closed:
             return
         self._closed = True
+        self._hand_over(self._rounds.rest())
         self._reader.close()  # first: whoever closes last takes the -wal and -shm files away, if it may write
         self._queue.put(None)
         self._thread.join()
@@ -142,13 +130,42 @@ class Store:
     ) -> None:
         self.close()
 
-    # ---- the writer thread
-
-    def _submit(self, waiter: _Waiter) -> None:
+    def _check_open(self) -> None:
         if self._closed or self._ended:
             raise self._refusal()
-        self._queue.put(waiter)
+
+    # ---- brief writes, on the loop's thread
+
+    def _commit_brief(self, waiters: Sequence[Waiter]) -> None:
+        log = self._log
+        # While the log goes to the disk, the kernel may keep us waiting with what we add to it.
+        busy = log is None or log.is_busy or log.log_is_long or len(waiters) > GROUP_LIMIT
+        if busy or self._under_way or not self._committing.acquire(blocking=False):
+            self._hand_over(waiters)
+            return
+        try:
+            if self._ended:
+                for waiter in waiters:
+                    waiter.error = self._refusal()
+            else:
+                self._commit(waiters)
+        except BaseException as error:
+            self._ended = self._death(error)
+            self._queue.put(None)  # the thread ends too
+            if isinstance(error, KeyboardInterrupt):
+                raise
+        finally:
+            self._committing.release()
+            answer_here(waiters)
+
+    def _hand_over(self, waiters: Sequence[Waiter]) -> None:
+        with self._counting:
+            self._under_way += len(waiters)
+            for waiter in waiters:
+                self._queue.put(waiter)
         self._refuse_if_ended()  # the thread may have ended since the check: nobody else would answer
+
+    # ---- the writer thread
 
     def _run(self) -> None:
         death = ""
@@ -159,7 +176,7 @@ class Store:
         except BaseException as error:  # noqa: BLE001  the thread's edge: whatever it was, waiters must hear of it
             death = self._death(error)
         finally:
-            self._ended = death or f"{self.path} is closed"
+            self._ended = death or self._ended or f"{self.path} is closed"
             self._refuse_if_ended()
             self._finish(heard=bool(death))
 
@@ -171,18 +188,37 @@ class Store:
                 self._log.stop()
             except StoreError as error:
                 self._unsynced = None if heard else error
-        fold_log(self._connection, "TRUNCATE")  # so that a copy of the file alone is whole; see `close`
-        self._connection.close()
+        with self._committing:
+            fold_log(self._connection, "TRUNCATE")  # so that a copy of the file alone is whole; see `close`
+            self._connection.close()
 
-    def _next_group(self) -> list[_Waiter | None]:
+    def _next_group(self) -> list[Waiter | None]:
         group = [self._queue.get()]
         while len(group) < GROUP_LIMIT and not self._queue.empty():
             group.append(self._queue.get_nowait())
         return group
 
-    def _commit_group(self, group: list[_Waiter | None]) -> bool:
+    def _commit_group(self, group: list[Waiter | None]) -> bool:
         """Run, commit and answer one group. False when the store is to close."""
         waiters = [waiter for waiter in group if waiter is not None]
+        log = self._log
+        with self._committing:
+            try:
+                self._commit(waiters)
+            finally:
+                with self._counting:
+                    self._under_way -= len(waiters)
+                answer_all(waiters)
+            if log is not None and log.log_is_long:
+                log.log_is_long = False
+                # Short, for most was folded just now; the log begins anew.
+                fold_log(self._connection, "PASSIVE")
+        return len(waiters) == len(group)
+
+    # ---- on either thread, holding `_committing`
+
+    def _commit(self, waiters: Sequence[Waiter]) -> None:
+        """Run and commit one group. Raises what ends the store, when every waiter has an error."""
         log = self._log
         try:
             if log is not None and log.failure:
@@ -194,19 +230,14 @@ class Store:
             for waiter in waiters:
                 waiter.error = StoreError(self._death(error), mend=START_AGAIN)
             raise
-        finally:
-            _answer(waiters)
-        if log is not None and log.log_is_long:
-            log.log_is_long = False
-            fold_log(self._connection, "PASSIVE")  # short, for most was folded just now; the log begins anew
-        return len(waiters) == len(group)
 
-    def _perform(self, waiters: list[_Waiter]) -> None:
+    def _perform(self, waiters: Sequence[Waiter]) -> None:
         execute = self._connection.execute
         try:
-            execute("BEGIN IMMEDIATE")
-            for waiter in waiters:
-                self._run_one(waiter, alone=len(waiters) == 1)
+            if not self._run_together(waiters):
+                execute("BEGIN IMMEDIATE")
+                for waiter in waiters:
+                    self._run_one(waiter)
             execute("COMMIT")
         except sqlite3.Error as error:
             for waiter in waiters:
@@ -214,28 +245,38 @@ class Store:
             if self._connection.in_transaction:
                 execute("ROLLBACK")
 
-    def _run_one(self, waiter: _Waiter, alone: bool) -> None:
-        """Run one work, which fails by itself: in a savepoint of its own where it shares the transaction.
-        Raises sqlite3.Error when the whole group is lost."""
+    def _run_together(self, waiters: Sequence[Waiter]) -> bool:
+        """Begin, and run them all, as they mostly can. False where one raises: then none has run."""
+        connection = self._connection
+        connection.execute("BEGIN IMMEDIATE")
+        try:
+            for waiter in waiters:
+                waiter.result = waiter.work(connection)
+        except Exception as error:
+            if not connection.in_transaction or is_storage_failure(error):
+                raise _sqlite_error(error) from error
+            connection.execute("ROLLBACK")
+            return False
+        return True
+
+    def _run_one(self, waiter: Waiter) -> None:
+        """Run one work, which fails by itself, in a savepoint of its own. Raises sqlite3.Error when the whole
+        group is lost."""
         execute = self._connection.execute
-        if not alone:
-            execute("SAVEPOINT one")
+        execute("SAVEPOINT one")
         try:
             waiter.result = waiter.work(self._connection)
         except Exception as error:
             if not self._connection.in_transaction or is_storage_failure(error):
                 raise _sqlite_error(error) from error
             waiter.error = error  # it belongs to this waiter alone
-            execute("ROLLBACK" if alone else "ROLLBACK TO one")
-            if alone:
-                execute("BEGIN IMMEDIATE")
-        if not alone:
-            execute("RELEASE one")
+            execute("ROLLBACK TO one")
+        execute("RELEASE one")
 
     def _refuse_if_ended(self) -> None:
         if not self._ended:
             return
-        waiters: list[_Waiter] = []
+        waiters: list[Waiter] = []
         while not self._queue.empty():
             try:
                 waiter = self._queue.get_nowait()
@@ -244,7 +285,7 @@ class Store:
             if waiter is not None:
                 waiter.error = self._refusal()
                 waiters.append(waiter)
-        _answer(waiters)
+        answer_all(waiters)
 
     def _refusal(self) -> StoreError:
         """A new one for each: an error that is raised again and again gathers a traceback without end."""
@@ -261,21 +302,3 @@ def _sqlite_error(error: Exception) -> sqlite3.Error:
     if isinstance(error, sqlite3.Error):
         return error
     return sqlite3.OperationalError(f"a write ended the shared transaction: {error!r}")
-
-
-def _answer(waiters: Sequence[_Waiter]) -> None:
-    """One wake-up per event loop, not per write."""
-    by_loop: dict[asyncio.AbstractEventLoop, list[_Waiter]] = {}
-    for waiter in waiters:
-        if waiter.loop is None:
-            waiter.answer()
-        else:
-            by_loop.setdefault(waiter.loop, []).append(waiter)
-    for loop, mine in by_loop.items():
-        with contextlib.suppress(RuntimeError):  # the loop is closed: nobody waits there
-            loop.call_soon_threadsafe(_answer_all, mine)
-
-
-def _answer_all(waiters: Sequence[_Waiter]) -> None:
-    for waiter in waiters:
-        waiter.answer()
