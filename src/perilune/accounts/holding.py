@@ -15,7 +15,9 @@ from perilune.accounts.wallet import AVAILABLE, Prepaid
 from perilune.errors import ConfigError, InputError, InsufficientBalance, LimitReached
 
 TAKE = """UPDATE account SET reserved = reserved + ?
-    WHERE id IN (?, ?) AND (budget IS NULL OR spent + reserved + ? <= budget) RETURNING id"""
+    WHERE id = ? AND (budget IS NULL OR spent + reserved + ? <= budget)"""
+TAKE_PREPAID = f"""UPDATE wallet SET reserved = reserved + ?
+    WHERE organisation_id = ? AND deposited >= ? AND (? = 0 OR {AVAILABLE} >= ?)"""
 PRICE = """SELECT id FROM price_version
     WHERE name = ? AND input = ? AND cached_input = ? AND output = ? AND search = ?"""
 OPEN = f"""INSERT INTO request
@@ -32,11 +34,8 @@ class Pots(NamedTuple):
 
 def take(connection: sqlite3.Connection, principal: Principal, pots: Pots, amount: int) -> None:
     """Reserve in both accounts. A refusal undoes the whole write."""
-    taken = connection.execute(TAKE, (amount, *pots, amount)).fetchall()
-    if len(taken) == 2:
-        return
     for owner, pot in (("api_key", pots.key), ("project", pots.project)):
-        if (pot,) in taken:
+        if connection.execute(TAKE, (amount, pot, amount)).rowcount == 1:
             continue
         spent, budget = connection.execute(
             "SELECT spent, budget FROM account WHERE id = ?", (pot,)
@@ -79,8 +78,7 @@ def affordable(price: Price, prompt_bound: int, least: int, most: int, room: int
 def take_prepaid(connection: sqlite3.Connection, principal: Principal, amount: int, prepaid: Prepaid) -> None:
     """Reserve in the organisation's wallet. A refusal undoes the whole write."""
     taken = connection.execute(
-        f"""UPDATE wallet SET reserved = reserved + ?
-        WHERE organisation_id = ? AND deposited >= ? AND (? = 0 OR {AVAILABLE} >= ?)""",
+        TAKE_PREPAID,
         (amount, principal.organisation_id, prepaid.activation, amount, amount),
     )
     if taken.rowcount == 1:

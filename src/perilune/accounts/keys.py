@@ -8,7 +8,6 @@ stored secret is ever compared.
 
 from __future__ import annotations
 
-import functools
 import hmac
 import os
 import re
@@ -98,15 +97,7 @@ def check_environment(name: str) -> str:
 
 
 def digest_of(secret: str, key_secret: bytes) -> bytes:
-    keyed = _keyed(key_secret).copy()
-    keyed.update(secret.encode())
-    return keyed.digest()
-
-
-@functools.cache
-def _keyed(key_secret: bytes) -> hmac.HMAC:
-    """Half of the work, the same for every key of a HOME."""
-    return hmac.new(key_secret, digestmod="sha256")
+    return hmac.digest(key_secret, secret.encode(), "sha256")
 
 
 def hint_of(secret: str) -> str:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from perilune.accounts.tiers import Tier
@@ -64,8 +64,10 @@ class Window:
 
     def clear(self, now: float) -> float:
         """Seconds until all of it has left."""
-        last = next((last for _, last, amount in reversed(self._entries) if amount), -self._span)
-        return max(last + self._span - now, 0.0)
+        for _, last, amount in reversed(self._entries):
+            if amount:
+                return max(last + self._span - now, 0.0)
+        return 0.0
 
     def wait(self, excess: int, now: float) -> float:
         """Seconds until at least so much has left."""
@@ -110,7 +112,7 @@ class Gate:
 
     __slots__ = ("_at", "_meters", "_open", "_taken")
 
-    def __init__(self, meters: _Meters, taken: tuple[tuple[Window, int], ...], at: float) -> None:
+    def __init__(self, meters: _Meters, taken: Sequence[tuple[Window, int]], at: float) -> None:
         self._meters = meters
         self._taken = taken
         self._at = at
@@ -145,18 +147,21 @@ class Limits:
         """Let a call of so many tokens in. Raises LimitReached in the hosted API's words; `who` is whom
         they name."""
         now = self._clock()
-        meters = self._meters.setdefault(organisation_id, _Meters())
+        meters = self._meters.get(organisation_id)
+        if meters is None:
+            meters = self._meters[organisation_id] = _Meters()
         meters.expire(now)
         _check(meters, tier, tokens, who, now)
         meters.running += 1
-        windows = (
+        taken: list[tuple[Window, int]] = []
+        for limit, window, amount in (
             (tier.rpm, meters.requests, 1),
             (tier.tpm, meters.tokens, tokens),
             (tier.tpd, meters.day_tokens, tokens),
-        )
-        taken = tuple((window, amount) for limit, window, amount in windows if limit)
-        for window, amount in taken:
-            window.take(amount, now)
+        ):
+            if limit:
+                window.take(amount, now)
+                taken.append((window, amount))
         return Gate(meters, taken, now)
 
     def standing(self, organisation_id: int) -> Standing:
@@ -170,6 +175,15 @@ class Limits:
             meters.day_tokens.total,
             meters.requests.clear(now),
         )
+
+    def requests(self, organisation_id: int) -> tuple[int, float]:
+        """Of the last minute, and the seconds until they count no longer if no more are made."""
+        meters = self._meters.get(organisation_id)
+        if meters is None:
+            return 0, 0.0
+        now = self._clock()
+        meters.requests.expire(now)
+        return meters.requests.total, meters.requests.clear(now)
 
     @property
     def running(self) -> int:

@@ -7,17 +7,22 @@ TOML numbers are read as decimals.
 
 from __future__ import annotations
 
+import functools
+import time
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from datetime import UTC, date, datetime
 from decimal import Decimal
 from typing import Any, Protocol, Self
 
+import msgspec
+
 from perilune.accounts.toml_books import entries_of, read_book
 from perilune.errors import ConfigError
 from perilune.settings import Settings
 
 NANO_PER_USD = 1_000_000_000
+DAY_S = 86_400
 TOKENS_PER_RATE = 1_000_000
 """Rates are nano-USD per so many tokens."""
 FIELDS = ("input", "cached_input", "output")
@@ -37,8 +42,7 @@ class TokenCounts(Protocol):
     def completion_tokens(self) -> int: ...
 
 
-@dataclass(frozen=True)
-class Buckets:
+class Buckets(msgspec.Struct, frozen=True):
     """Disjoint token counts: each token of a call is in exactly one. A search has none."""
 
     uncached: int = 0
@@ -66,7 +70,7 @@ class Price:
     search: int = 0
     """Nano-USD for one."""
 
-    @property
+    @functools.cached_property
     def version(self) -> str:
         """The name by which ledger rows know it, such as `kimi-k2.6@2026-04-20`."""
         return f"{self.id}@{self.since.isoformat()}"
@@ -85,6 +89,9 @@ class PriceBook:
     def __init__(self, prices: Iterable[Price]) -> None:
         """Raises ConfigError when a version occurs twice."""
         self._versions: dict[str, list[Price]] = {}
+        self._day = 0
+        """Since 1970."""
+        self._today: dict[str, Price] = {}
         for price in sorted(prices, key=lambda one: one.since):
             versions = self._versions.setdefault(price.id, [])
             if versions and versions[-1].since == price.since:
@@ -112,6 +119,8 @@ class PriceBook:
         """The version that holds on that day (today, in UTC). Days before the first version have the first.
 
         Raises ConfigError for an id that the book does not have."""
+        if on is None:
+            return self._todays(price_id)
         versions = self._versions.get(price_id)
         if versions is None:
             raise ConfigError(
@@ -119,8 +128,20 @@ class PriceBook:
                 field="price",
                 mend=f"it has {', '.join(self.ids)}; add it in the file that the setting price_book names",
             )
-        day = on or datetime.now(UTC).date()
-        return next((price for price in reversed(versions) if price.since <= day), versions[0])
+        for price in reversed(versions):
+            if price.since <= on:
+                return price
+        return versions[0]
+
+    def _todays(self, price_id: str) -> Price:
+        """Every call asks twice, so the day's answers are kept."""
+        day = int(time.time() // DAY_S)
+        if day != self._day:
+            self._day, self._today = day, {}
+        found = self._today.get(price_id)
+        if found is None:
+            found = self._today[price_id] = self.price(price_id, datetime.now(UTC).date())
+        return found
 
     def charge(self, price_id: str, usage: TokenCounts, on: date | None = None) -> int:
         """What this usage costs, in nano-USD."""

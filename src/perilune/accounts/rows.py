@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import msgspec
+
 from perilune.accounts.keys import Principal
 from perilune.accounts.prices import Buckets, Price
 from perilune.store import Reader, Store
@@ -21,8 +23,7 @@ ROWS = """SELECT r.id, r.model, p.name, r.outcome, r.estimated, r.charge, r.rese
     FROM request r JOIN price_version p ON p.id = r.price_id"""
 
 
-@dataclass(frozen=True)
-class Reservation:
+class Reservation(msgspec.Struct, frozen=True):
     """An open row."""
 
     request_id: str
@@ -36,8 +37,7 @@ class Reservation:
     """The amount is set aside in the organisation's wallet too."""
 
 
-@dataclass(frozen=True)
-class Charge:
+class Charge(msgspec.Struct, frozen=True):
     """What a settled call came to."""
 
     request_id: str

@@ -12,10 +12,14 @@ from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.errors import StoreError
 
 CLOSE = """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
-    searches = ?, reasoning = ?, from_voucher = ?, settled_ms = ? WHERE id = ? AND outcome = 'open'"""
-PAY = """UPDATE wallet SET voucher = voucher - ?, cash = cash - ?, reserved = reserved - ?
-    WHERE organisation_id = ?"""
-SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE id IN (?, ?)"
+    searches = ?, reasoning = ?, settled_ms = ?, from_voucher = COALESCE(
+        (SELECT CASE WHEN voucher < ? THEN voucher ELSE ? END FROM wallet WHERE organisation_id = ?), 0)
+    WHERE id = ? AND outcome = 'open'"""
+PAY = """UPDATE wallet SET
+    cash = cash - CASE WHEN voucher < ? THEN ? - voucher ELSE 0 END,
+    voucher = voucher - CASE WHEN voucher < ? THEN voucher ELSE ? END,
+    reserved = reserved - ? WHERE organisation_id = ?"""
+SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE id = ?"
 FOUND = """SELECT r.outcome, r.reserved, r.prepaid, k.account_id, p.account_id, p.organisation_id,
         v.name, v.input, v.cached_input, v.output, v.search,
         r.charge, r.uncached, r.cached, r.output, r.searches, r.estimated
@@ -53,19 +57,16 @@ class Ending(NamedTuple):
 def close(connection: sqlite3.Connection, held: Held, ending: Ending) -> Charge | None:
     """Charge the call, or None when its row is not open. Granted credit is spent before cash."""
     buckets = ending.buckets
-    charge, granted = held.price.charge(buckets), 0
-    if held.prepaid:
-        voucher = connection.execute(
-            "SELECT voucher FROM wallet WHERE organisation_id = ?", (held.organisation_id,)
-        )
-        granted = min(int(voucher.fetchone()[0]), charge)
+    charge, payer = held.price.charge(buckets), held.organisation_id
     counts = (buckets.uncached, buckets.cached, buckets.output, buckets.searches, ending.reasoning)
-    row = (ending.outcome, int(ending.estimated), charge, *counts, granted, ending.at_ms, held.request_id)
-    if connection.execute(CLOSE, row).rowcount != 1:
+    how = (ending.outcome, int(ending.estimated), charge, *counts, ending.at_ms)
+    # Only what was reserved in a wallet is paid from it: nobody has the number 0.
+    wallet = (charge, charge, payer if held.prepaid else 0)
+    if connection.execute(CLOSE, (*how, *wallet, held.request_id)).rowcount != 1:
         return None
     if held.prepaid:
-        connection.execute(PAY, (granted, charge - granted, held.amount, held.organisation_id))
-    connection.execute(SPEND, (charge, held.amount, *held.pots))
+        connection.execute(PAY, (*[charge] * 4, held.amount, payer))
+    connection.executemany(SPEND, [(charge, held.amount, pot) for pot in held.pots])
     return Charge(held.request_id, charge, held.version, ending.outcome, buckets, ending.estimated)
 
 
@@ -91,7 +92,7 @@ def close_abandoned(connection: sqlite3.Connection, request_id: str, now: int) -
 
 def close_orphans(connection: sqlite3.Connection, now: int) -> int:
     """Close what a dead process left open; how many rows."""
-    rows = connection.execute("SELECT id, uncached FROM request WHERE outcome = 'open'").fetchall()
+    rows = connection.execute("SELECT id, uncached FROM request WHERE settled_ms IS NULL").fetchall()
     for request_id, prompt in rows:
         close_found(connection, request_id, Ending(Buckets(uncached=prompt), 0, "orphaned", True, now))
     return len(rows)

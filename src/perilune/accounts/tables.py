@@ -121,4 +121,6 @@ SCHEMA: tuple[str, ...] = (
     "ALTER TABLE request ADD COLUMN searches INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE carried ADD COLUMN searches INTEGER NOT NULL DEFAULT 0",
     "ALTER TABLE api_key ADD COLUMN last_used_ms INTEGER",
+    # Open rows are those without a time of settling, so another index has them already.
+    "DROP INDEX request_open",
 )

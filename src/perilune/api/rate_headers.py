@@ -20,9 +20,9 @@ def rate_headers(accounts: Accounts, principal: Principal) -> Headers:
     limit = accounts.organisations.tier(principal.organisation_id).rpm
     if not limit:
         return []
-    standing = accounts.limits.standing(principal.organisation_id)
+    requests, clear_s = accounts.limits.requests(principal.organisation_id)
     return [
         (b"x-ratelimit-limit", b"%d" % limit),
-        (b"x-ratelimit-remaining", b"%d" % max(0, limit - standing.requests)),
-        (b"x-ratelimit-reset", b"%d" % math.ceil(time.time() + standing.requests_clear_s)),
+        (b"x-ratelimit-remaining", b"%d" % max(0, limit - requests)),
+        (b"x-ratelimit-reset", b"%d" % math.ceil(time.time() + clear_s)),
     ]
