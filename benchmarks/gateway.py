@@ -2,7 +2,8 @@
 
 A real `perilune serve` process stands before a model endpoint that costs next to nothing. Every call takes
 the full path: key, rate limits, prepaid balance, ledger (opened before the call, settled before the last
-byte, both synced to disk), metering, the OpenAI dialect decoded and encoded on both sides.
+byte, both committed, so that `kill -9` loses neither; the disk is told a moment later), metering, the OpenAI
+dialect decoded and encoded on both sides.
 
     cpu_us_per_request  CPU of the server per call without streaming: 32 clients, answers of 8 words at once
     cpu_us_per_event    CPU per server-sent event: 300 streams of 100 words, 50 words a second each; all that

@@ -24,8 +24,9 @@ from perilune.api.models import Catalogue
 from perilune.api.policy import check_history, fit
 from perilune.api.presence import ClientPresent
 from perilune.api.sampling import Adjusted, hold_length, hold_sampling
-from perilune.api.web_search import Answer, WebSearch
+from perilune.api.web_search import WebSearch
 from perilune.backends.base import Backend
+from perilune.backends.bursts import Bursts
 from perilune.backends.metered import MeteredBackend
 from perilune.chat.messages import Assembler, Finished
 from perilune.chat.wire import ChunkEncoder, decode_request, encode_completion, encode_error_event
@@ -74,27 +75,31 @@ class ChatCompletions:
             encoder = ChunkEncoder(
                 id=answer_id, model=name, created=created, include_usage=call.include_usage
             )
-            await _stream(answer, encoder, receive, EventStream(send, adjusted.headers))
+            present = ClientPresent(scope, receive)
+            await _stream(answer, encoder, present, EventStream(scope, send, adjusted.headers))
             return
         assembler = Assembler()
-        async with ClientPresent(receive), aclosing(answer):
-            async for event in answer:
-                assembler.add(event)
+        with ClientPresent(scope, receive):
+            async with aclosing(answer):
+                async for burst in answer:
+                    assembler.add_all(burst)
         completion = assembler.completion()
         body = encode_completion(completion, id=answer_id, model=name, created=created)
         await send_json(send, body, headers=adjusted.headers())
 
 
-async def _stream(answer: Answer, encoder: ChunkEncoder, receive: Receive, out: EventStream) -> None:
+async def _stream(answer: Bursts, encoder: ChunkEncoder, present: ClientPresent, out: EventStream) -> None:
     last = b""
     try:
-        async with ClientPresent(receive), out, aclosing(answer):
-            async for event in answer:
-                data = encoder.encode(event)
-                if isinstance(event, Finished):
-                    last = data  # kept back until the call is settled
-                    continue
-                await out.write(data)
+        with present, out:
+            async with aclosing(answer):
+                async for burst in answer:
+                    for event in burst:
+                        data = encoder.encode(event)
+                        if isinstance(event, Finished):
+                            last = data  # kept back until the call is settled
+                        elif not out.hold(data):
+                            await out.write(data)
     except ClientGone:
         raise
     except Exception as error:

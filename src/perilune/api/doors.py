@@ -34,7 +34,7 @@ def app_of(doors: Iterable[Door], accounts: Accounts, http: HttpCounters) -> ASG
     strangers = Strangers()
     table = {(door.method, door.path): _behind(door, accounts, strangers) for door in doors}
     app = Starlette(
-        routes=[Route(path, app, methods=[method]) for (method, path), app in table.items()],
+        routes=[Route(path, _Named(app, path), methods=[method]) for (method, path), app in table.items()],
         middleware=[Middleware(Edge, counters=http)],
         exception_handlers={HTTPException: http_problem},
     )
@@ -46,10 +46,9 @@ def app_of(doors: Iterable[Door], accounts: Accounts, http: HttpCounters) -> ASG
     return _ShortWay(exact, app)
 
 
-def _behind(door: Door, accounts: Accounts, strangers: Strangers) -> _Named:
+def _behind(door: Door, accounts: Accounts, strangers: Strangers) -> ASGIApp:
     open_to_all = door.needs == "nothing"
-    app = door.endpoint if open_to_all else Guarded(door.endpoint, accounts, door.needs, strangers)
-    return _Named(app, door.path)
+    return door.endpoint if open_to_all else Guarded(door.endpoint, accounts, door.needs, strangers)
 
 
 class _ShortWay:
@@ -62,6 +61,8 @@ class _ShortWay:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         row = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
+        if row is not None:
+            scope["perilune.route"] = scope["path"]
         await (row or self._others)(scope, receive, send)
 
 

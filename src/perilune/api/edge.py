@@ -15,6 +15,7 @@ from starlette.routing import Match
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from perilune.accounts.request_ids import new_request_id
+from perilune.api.access_log import access_log
 from perilune.api.http import ClientGone, error_headers, send_json
 from perilune.api.metrics import HttpCounters
 from perilune.chat.wire import encode_error
@@ -54,7 +55,7 @@ class Edge:
                 limits = scope.get("perilune.limits")
                 message["headers"] = [
                     *message.get("headers", ()),
-                    *((name, value) for name in ID_HEADERS),
+                    *[(name, value) for name in ID_HEADERS],
                     *(limits() if limits else ()),
                 ]
             await send(message)
@@ -80,7 +81,7 @@ class Edge:
                 )
         took = time.perf_counter() - began
         self._counters.answered(scope, status, took)
-        log.info("%s %s %d %.1f ms %s", scope["method"], _path(scope), status, took * 1000, request_id)
+        access_log.answered(f"{scope['method']} {_path(scope)} {status} {took * 1000:.1f} ms {request_id}")
 
 
 def _path(scope: Scope) -> str:

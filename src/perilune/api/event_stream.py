@@ -8,8 +8,9 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import Self
 
-from starlette.types import Send
+from starlette.types import Scope, Send
 
+from perilune.api.exchange import exchange_of
 from perilune.api.http import Headers
 
 QUIET_S = 15.0
@@ -22,37 +23,57 @@ HEADERS: Headers = [
 
 
 class EventStream:
-    """`async with` it while events are waited for; `end` after that. It begins with what is written first,
+    """`with` it while events are waited for; `end` after that. It begins with what is written first,
     so until then, or the first silence, an error can still have a status of its own."""
 
-    def __init__(self, send: Send, more_headers: Callable[[], Headers]) -> None:
+    def __init__(self, scope: Scope, send: Send, more_headers: Callable[[], Headers]) -> None:
         """`more_headers` is asked when the stream begins."""
         self._send = send
         self._more_headers = more_headers
+        self._exchange = exchange_of(scope)
+        self._held: list[bytes] = []
         self._loop = asyncio.get_running_loop()
         self._since = self._loop.time()
         self._comment: asyncio.Task[None] | None = None
         self.started = False
 
+    def hold(self, data: bytes) -> bool:
+        """Have it written with all that is held before the loop turns, so that what came together leaves
+        together. False where it cannot be: then `write` it."""
+        if self._exchange is None or not self.started or self._exchange.flow.write_paused:
+            return False
+        if not self._held:
+            self._loop.call_soon(self._write_held)
+        self._held.append(data)
+        return True
+
     async def write(self, data: bytes) -> None:
+        self._write_held()
         self._since = self._loop.time()
         await self._begin()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes) -> None:
+        self._write_held()
         await self._begin()
         await self._send({"type": "http.response.body", "body": data})
 
-    async def __aenter__(self) -> Self:
+    def __enter__(self) -> Self:
         self._timer = self._loop.call_later(QUIET_S, self._look)
         return self
 
-    async def __aexit__(
+    def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._timer.cancel()
         if self._comment is not None:
             self._comment.cancel()
+
+    def _write_held(self) -> None:
+        held, self._held = self._held, []
+        if held and self._exchange is not None:
+            self._since = self._loop.time()
+            self._exchange.write_more(held[0] if len(held) == 1 else b"".join(held))
 
     async def _begin(self) -> None:
         if not self.started:

@@ -22,8 +22,10 @@ async def resolve(request: Request, files: FileStore, project: int) -> Request:
 
     Raises InputError naming the part: no such file, another purpose, or too much together.
     """
-    named = any(_is_reference(part) for message in request.messages for part in _parts(message))
-    return await asyncio.to_thread(_resolved, request, files, project) if named else request
+    for message in request.messages:
+        if isinstance(message.content, tuple) and any(map(_is_reference, message.content)):
+            return await asyncio.to_thread(_resolved, request, files, project)
+    return request
 
 
 def _resolved(request: Request, files: FileStore, project: int) -> Request:

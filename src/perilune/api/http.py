@@ -10,6 +10,7 @@ import msgspec
 from starlette.exceptions import HTTPException
 from starlette.types import Receive, Scope, Send
 
+from perilune.api.exchange import exchange_of
 from perilune.errors import (
     BackendOutOfQuota,
     BackendRateLimited,
@@ -54,21 +55,29 @@ async def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_B
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
-    return await read_body(scope, receive, limit, _too_large(limit))
+    return await read_body(scope, receive, limit)
 
 
-async def read_body(scope: Scope, receive: Receive, limit: int, too_large: HTTPException) -> bytes:
+async def read_body(
+    scope: Scope, receive: Receive, limit: int, too_large: HTTPException | None = None
+) -> bytes:
     """The whole body. Raises `too_large` for one over the limit, HTTPException for one that is too slow."""
     length = header(scope, b"content-length")
     if length.isdigit() and int(length) > limit:
-        raise too_large
+        raise too_large or _too_large(limit)
     encoding = header(scope, b"content-encoding")
     if encoding and encoding.lower() != "identity":
         # Else a few KB could hold many MB.
         raise HTTPException(415, "content-encoding: encoded bodies are not read here (send it plain)", CLOSE)
+    exchange = exchange_of(scope)
+    if exchange is not None and exchange.has_whole_body:  # mostly it came with its head: nothing to wait for
+        body: bytes = (await receive())["body"]
+        if len(body) > limit:
+            raise too_large or _too_large(limit)
+        return body
     try:
         async with asyncio.timeout(STALL_S) as patience:
-            return await _read(receive, limit, too_large, patience)
+            return await _read(receive, limit, too_large or _too_large(limit), patience)
     except TimeoutError:
         raise HTTPException(
             408, f"the body stood still for {STALL_S} s, or took {BODY_S} s (send it faster)", headers=CLOSE

@@ -21,6 +21,7 @@ from typing import Any, cast
 import uvicorn
 
 from perilune.accounts.accounts import KEYS_FILE, Accounts
+from perilune.api.access_log import FORMAT, access_log
 from perilune.api.admin import build_admin_app
 from perilune.api.app import build_app
 from perilune.api.connections import IDLE_S, Connection
@@ -196,11 +197,8 @@ def run(settings: Settings, *, any_port: bool = False) -> None:
 
     _allow_files(settings.max_connections)
 
-    logging.basicConfig(
-        level=settings.log_level.upper(),
-        stream=sys.stderr,
-        format="%(asctime)s %(levelname)s %(name)s: %(message)s",
-    )
+    logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=FORMAT)
+    access_log.shorten(sys.stderr)
     _spare_bookkeeping()
     uvloop.run(serve(settings, any_port=any_port, on_ready=lambda _: gc.freeze()))
 

@@ -21,6 +21,7 @@ from perilune.accounts.rows import Reservation
 from perilune.agent.search.provider import MAX_QUERY, Hit, SearchProvider, cleaned, less, shown
 from perilune.api.search_choice import check_search, provider_of
 from perilune.api.search_shelf import SearchShelf
+from perilune.backends.bursts import Bursts, alone
 from perilune.backends.metered import MeteredBackend, MeteredCall
 from perilune.chat.messages import Event, Message, Request, ToolCallDelta, ToolCallStarted
 from perilune.chat.web_search import (
@@ -39,8 +40,6 @@ from perilune.settings import Settings
 
 BYTES_PER_TOKEN = 4
 """For the size of results, where the backend cannot count."""
-Answer = AsyncGenerator[Event, None] | MeteredCall
-"""Events to be iterated over and then closed."""
 NO_QUERY = "the call named no query"
 NO_ROOM = "the context has no room for its results"
 NOT_PAID = "the balance or a budget does not cover another search"
@@ -60,6 +59,8 @@ class WebSearch:
         """The request with results in the place of their references, and the tool as the model knows it.
 
         Raises InputError where the tool is declared and no provider is set up."""
+        if not request.tools and not any(one.tool_calls for one in request.messages):
+            return request
         if declared(request):
             self._provider(request)
         named = searches_named(request)
@@ -68,13 +69,13 @@ class WebSearch:
 
     def answer(
         self, asked: Request, request: Request, metered: MeteredBackend, principal: Principal, request_id: str
-    ) -> Answer:
+    ) -> Bursts:
         """The events of one call. `asked` is the request as it came, `request` as the model sees it."""
         call = metered.call(request, request_id=request_id)
-        if not declared(asked) or request.tool_choice == "none":
-            return call
+        if not asked.tools or not declared(asked) or request.tool_choice == "none":
+            return call.bursts
         searcher = _Searcher(self._accounts, self._shelf, self._provider(asked), metered, principal, request)
-        return searcher.answer(call, self._settings.search_results)
+        return alone(searcher.answer(call, self._settings.search_results))
 
     def _provider(self, request: Request) -> SearchProvider:
         try:

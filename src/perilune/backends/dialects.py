@@ -60,7 +60,9 @@ class Quirks:
             for message in body["messages"]:
                 if "reasoning_content" in message:
                     message[self.reasoning] = message.pop("reasoning_content")
-        return {name: value for name, value in body.items() if name not in self.omit}
+        for name in self.omit:
+            body.pop(name, None)
+        return body
 
     def learn(self, refusal: BackendRefused, body: dict[str, Any]) -> Quirks | None:
         """The quirks under which the refused call may pass; None when the refusal is about something else."""

@@ -22,7 +22,7 @@ import msgspec
 from perilune.backends.base import Backend, ModelEntry, complete
 from perilune.backends.scripted import events_of
 from perilune.chat.messages import Event, Request, ToolCall
-from perilune.chat.wire_stream import OVERLOADED
+from perilune.chat.wire_errors import OVERLOADED
 from perilune.errors import (
     BackendError,
     BackendInterrupted,

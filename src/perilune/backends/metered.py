@@ -12,10 +12,9 @@ Only a killed process leaves a row open; the next start closes it (`accounts/led
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from typing import Any, Self, cast
+from typing import Any
 
 import msgspec
 
@@ -24,6 +23,7 @@ from perilune.accounts.keys import Principal
 from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.bursts import Bursts, bursts_of, each
 from perilune.backends.router import Router, find_entry
 from perilune.chat.declaration import declare_typescript
 from perilune.chat.messages import (
@@ -54,8 +54,7 @@ MOST_TOKENS = 1 << 31
 """Of any one call; also keeps every charge within the ledger's integers."""
 
 
-@dataclass(frozen=True)
-class Quote:
+class Quote(msgspec.Struct, frozen=True):
     """What a call can come to, before it is made."""
 
     entry: ModelEntry
@@ -126,9 +125,8 @@ class MeteredBackend:
     async def quote(self, request: Request) -> Quote:
         """The most that this request can cost. Raises NotFound for an unknown model, InputError for a text
         that is none."""
-        entry = find_entry(await self._inner.models(), request.model)
         try:
-            counted = await self._inner.count_tokens(request)
+            entry, counted = await self._counted(request)
             bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
         except UnicodeEncodeError:
             refuse_surrogates(request)  # which says where it stands
@@ -139,6 +137,12 @@ class MeteredBackend:
         least = min(LEAST_ANSWER, most) if request.max_tokens is None else None
         price = self._accounts.prices
         return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most), least)
+
+    async def _counted(self, request: Request) -> tuple[ModelEntry, int | None]:
+        inner = self._inner
+        if isinstance(inner, Router):
+            return await inner.counted(request)
+        return find_entry(await inner.models(), request.model), await inner.count_tokens(request)
 
     async def ready(self) -> None:
         await self._inner.ready()
@@ -192,10 +196,12 @@ class MeteredCall:
         self._bytes = 0
         """Of text, thinking and calls that arrived."""
         self._arrived = False
-        self._events = self._run()
+        self.bursts: Bursts = self._run()
+        """The same events, together that came together. Use one or the other."""
+        self._events = each(self.bursts)
 
-    def __aiter__(self) -> Self:
-        return self
+    def __aiter__(self) -> AsyncIterator[Event]:
+        return self._events
 
     def __anext__(self) -> Coroutine[Any, Any, Event]:
         return self._events.__anext__()
@@ -203,20 +209,27 @@ class MeteredCall:
     async def aclose(self) -> None:
         """Abort the call and settle what was produced. Nothing to do after its end."""
         await self._events.aclose()
+        await self.bursts.aclose()
 
-    async def _run(self) -> AsyncGenerator[Event, None]:
+    async def _run(self) -> Bursts:
         quote = self.quote = self.quote or await self._backend.quote(self._request)
         if self._backend._on_quote is not None:
             self._backend._on_quote(quote)
         reservation = await self._backend._reserve(self.request_id, quote)
         outcome: Outcome = "aborted"
         try:
-            async with aclosing(await self._inner_stream(reservation)) as events:
-                async for event in events:
-                    self._count(event)
-                    if isinstance(event, Finished):
-                        event = await self._settle_finished(reservation, quote, event)
-                    yield event
+            bursts = await self._inner_bursts(reservation)
+            try:
+                async for burst in bursts:
+                    self._count(burst)
+                    last = burst[-1]
+                    if isinstance(last, Finished):
+                        if len(burst) > 1:
+                            yield burst[:-1]
+                        burst = (await self._settle_finished(reservation, quote, last),)
+                    yield burst
+            finally:
+                await bursts.aclose()
             if self.charge is None:
                 raise BackendInterrupted("the model's stream ended before it was complete", mend="try again")
         except (GeneratorExit, asyncio.CancelledError):
@@ -228,13 +241,13 @@ class MeteredCall:
             if self.charge is None:
                 await self._settle_unfinished(reservation, quote, outcome)
 
-    async def _inner_stream(self, reservation: Reservation) -> AsyncGenerator[Event, None]:
+    async def _inner_bursts(self, reservation: Reservation) -> Bursts:
         """The inner call, held to the tokens that were reserved for it."""
         inner = self._backend._inner
         request = msgspec.structs.replace(self._request, max_tokens=reservation.max_tokens)
         if isinstance(inner, Router):
             return await inner.open(request)
-        return cast(AsyncGenerator[Event, None], inner.stream(request))
+        return bursts_of(inner, request)
 
     async def _settle_finished(self, reservation: Reservation, quote: Quote, event: Finished) -> Finished:
         """No prompt is empty: counts that say so, or that no model can reach, are not taken as counts."""
@@ -255,17 +268,18 @@ class MeteredCall:
     def _estimate(self, quote: Quote) -> Usage:
         return Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=_tokens(self._bytes))
 
-    def _count(self, event: Event) -> None:
+    def _count(self, burst: Sequence[Event]) -> None:
         self._arrived = True
-        match event:
-            case TextDelta() | ThinkingDelta():
-                self._bytes += len(event.text.encode())
-            case ToolCallStarted():
-                self._bytes += len(event.name.encode())
-            case ToolCallDelta():
-                self._bytes += len(event.arguments.encode())
-            case Finished():
-                pass
+        for event in burst:
+            match event:
+                case TextDelta() | ThinkingDelta():
+                    self._bytes += len(event.text.encode())
+                case ToolCallStarted():
+                    self._bytes += len(event.name.encode())
+                case ToolCallDelta():
+                    self._bytes += len(event.arguments.encode())
+                case Finished():
+                    pass
 
 
 def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:

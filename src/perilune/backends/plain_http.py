@@ -99,9 +99,8 @@ class PlainResponse:
         self.headers = _Headers()
         self.content = self
         self._connection = connection
-        self._silence_s = silence_s
-        self._heard = time.monotonic()
-        self._watch = asyncio.get_running_loop().call_later(silence_s, self._look)
+        self.silence_s = silence_s
+        self.heard_at = time.monotonic()
         self._waiter: asyncio.Future[None] | None = None
         self._pieces: list[bytes] = []
         self._size = 0
@@ -125,7 +124,8 @@ class PlainResponse:
             await self._more()
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces, self._size = [], 0
-        self._connection.resume()
+        if self._connection.is_paused:
+            self._connection.resume()
         return data
 
     async def iter_any(self) -> AsyncIterator[bytes]:
@@ -137,14 +137,15 @@ class PlainResponse:
 
     def close(self) -> None:
         """Nothing to do once the whole answer has arrived."""
-        self._watch.cancel()
         if not self._ended:
             self._connection.drop()
 
     # ---- from the connection
 
-    def heard(self) -> None:
-        self._heard = time.monotonic()
+    def is_overdue(self, now: float) -> bool:
+        """Whether the endpoint was silent for too long. What waits to be read shows that it is not the slow
+        one."""
+        return not self._pieces and self.heard_at + self.silence_s <= now
 
     def add(self, data: bytes) -> None:
         self._pieces.append(data)
@@ -154,7 +155,6 @@ class PlainResponse:
         self.wake()
 
     def end(self, error: Exception | None = None) -> None:
-        self._watch.cancel()
         self._ended = error is None
         self._error = self._error or error
         self.wake()
@@ -172,15 +172,6 @@ class PlainResponse:
             await self._waiter
         finally:
             self._waiter = None
-
-    def _look(self) -> None:
-        """One timer for the whole answer, set anew only when it has run down."""
-        left = self._heard + self._silence_s - time.monotonic()
-        if left > 0 or self._pieces:  # what waits to be read shows that the endpoint is not the slow one
-            self._watch = asyncio.get_running_loop().call_later(max(left, 0.05), self._look)
-            return
-        self.end(TimeoutError(f"silent for {self._silence_s:g} s"))
-        self._connection.drop()
 
 
 class _Headers:
@@ -205,18 +196,32 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = None
         self._response: PlainResponse | None = None
         self._header_bytes = 0
-        self._paused = False
+        self.is_paused = False
+        self._watch: asyncio.TimerHandle | None = None
 
     @property
     def is_open(self) -> bool:
         return not self._transport.is_closing()
 
     def ask(self, request: bytes, silence_s: float) -> PlainResponse:
-        self._parser = httptools.HttpResponseParser(self)
         self._header_bytes = 0
-        self._response = PlainResponse(self, silence_s)
+        response = self._response = PlainResponse(self, silence_s)
+        if self._watch is None:
+            self._watch = asyncio.get_running_loop().call_later(silence_s, self._look)
         self._transport.write(request)
-        return self._response
+        return response
+
+    def _look(self) -> None:
+        """One timer for all answers of the connection, set anew only when it has run down."""
+        response, now = self._response, time.monotonic()
+        if response is None:
+            self._watch = None
+        elif response.is_overdue(now):
+            response.end(TimeoutError(f"silent for {response.silence_s:g} s"))
+            self.drop()
+        else:
+            left = response.heard_at + response.silence_s - now
+            self._watch = asyncio.get_running_loop().call_later(max(left, 0.05), self._look)
 
     def drop(self) -> None:
         self._session.forget(self)
@@ -224,32 +229,35 @@ class _Connection(asyncio.Protocol):
             self._transport.abort()
 
     def pause(self) -> None:
-        if not self._paused:
-            self._paused = True
+        if not self.is_paused:
+            self.is_paused = True
             self._transport.pause_reading()
 
     def resume(self) -> None:
-        if self._paused:
-            self._paused = False
+        if self.is_paused:
+            self.is_paused = False
             self._transport.resume_reading()
 
     # ---- asyncio.Protocol
 
     def connection_made(self, transport: Any) -> None:
         self._transport = transport
+        self._parser = httptools.HttpResponseParser(self)
 
     def data_received(self, data: bytes) -> None:
         response = self._response
         if response is None:  # nobody asked
             self.drop()
             return
-        response.heard()
+        response.heard_at = time.monotonic()
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(response, aiohttp.ClientError(f"not HTTP: {error}"))
 
     def connection_lost(self, error: Exception | None) -> None:
+        if self._watch is not None:
+            self._watch.cancel()
         self.lost.set()
         self._session.forget(self)
         response, self._response = self._response, None
@@ -268,6 +276,10 @@ class _Connection(asyncio.Protocol):
         self.drop()
 
     # ---- from the parser
+
+    def on_message_begin(self) -> None:
+        if self._response is None:  # more than was asked for; what it is will not be waited for
+            self.drop()
 
     def on_status(self, text: bytes) -> None:
         if self._response is not None:

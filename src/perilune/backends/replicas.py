@@ -12,16 +12,16 @@ import asyncio
 import copy
 import logging
 import random
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
-from typing import cast
 
 from perilune.accounts.keys import Principal
 from perilune.backends.access import Rule, may_serve
 from perilune.backends.affinity import in_order
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.breaker import Breaker
+from perilune.backends.bursts import Bursts, bursts_of, each
 from perilune.backends.members import Duty, Member
 from perilune.backends.retries import is_passing, retry_pause
 from perilune.chat.messages import Event, Finished, Request
@@ -38,7 +38,8 @@ from perilune.errors import (
     PeriluneError,
 )
 
-Events = AsyncGenerator[Event, None]
+Begun = tuple[Sequence[Event], Bursts]
+"""The first burst of an answer, and the others."""
 Failure = BackendError | EngineError
 """Of an endpoint, or of an engine of ours."""
 
@@ -132,18 +133,21 @@ class Replicas:
             one.duty.drained = drained
         return bool(found)
 
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
+    def stream(self, request: Request) -> AsyncIterator[Event]:
+        return each(self.bursts(request))
+
+    async def bursts(self, request: Request) -> Bursts:
         self._check_access()
-        replica, first, events = await self._begin(request)
+        replica, burst, more = await self._begin(request)
         try:
-            async with aclosing(events):
-                if isinstance(first, Finished):
+            async with aclosing(more):
+                if isinstance(burst[-1], Finished):
                     replica.answered()
-                yield first
-                async for event in events:
-                    if isinstance(event, Finished):
+                yield burst
+                async for burst in more:
+                    if isinstance(burst[-1], Finished):
                         replica.answered()
-                    yield event
+                    yield burst
         except (BackendError, EngineError) as error:
             replica.breaker.failed()
             replica.duty.error = error.message
@@ -187,8 +191,8 @@ class Replicas:
                 mend="ask the operator which regions, vendors and data classes its project may use",
             )
 
-    async def _begin(self, request: Request) -> tuple[Replica, Event, Events]:
-        """The first event of an answer, from whichever endpoint gives one."""
+    async def _begin(self, request: Request) -> tuple[Replica, *Begun]:
+        """The first burst of an answer, from whichever endpoint gives one."""
         order, failures = in_order(request, self._allowed), 0
         error: Failure = BackendUnreachable(
             f"every endpoint of {self._entry.id} failed a moment ago", mend="try again soon"
@@ -215,7 +219,7 @@ class Replicas:
             f"the operator has drained every endpoint of {self._entry.id}", mend="try again later"
         )
 
-    async def _attempt(self, replica: Replica, request: Request) -> tuple[Replica, Event, Events]:
+    async def _attempt(self, replica: Replica, request: Request) -> tuple[Replica, *Begun]:
         """Raises _Elsewhere for what another endpoint may do better. Where it returns, the call counts as
         running there."""
         replica.duty.running += 1
@@ -226,10 +230,10 @@ class Replicas:
             raise
         return replica, *answer
 
-    async def _first(self, replica: Replica, request: Request) -> tuple[Event, Events]:
-        events = cast(Events, replica.backend.stream(request))
+    async def _first(self, replica: Replica, request: Request) -> Begun:
+        bursts = bursts_of(replica.backend, request)
         try:
-            first = await anext(events)
+            first = await anext(bursts)
         except StopAsyncIteration:
             replica.breaker.failed()
             raise BackendProtocol(f"{replica.name} gave an empty answer") from None
@@ -248,7 +252,7 @@ class Replicas:
             replica.breaker.released()
             raise
         replica.breaker.begun()
-        return first, events
+        return first, bursts
 
     def _judge(self, replica: Replica, error: Failure) -> None:
         replica.duty.error = error.message

@@ -8,14 +8,15 @@ from __future__ import annotations
 
 import asyncio
 import copy
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from contextlib import aclosing
-from typing import cast
+from typing import Self
 
 import msgspec
 
 from perilune.accounts.keys import Principal
 from perilune.backends.base import Backend, ModelEntry
+from perilune.backends.bursts import Bursts, bursts_of
 from perilune.backends.members import Member
 from perilune.backends.replicas import Replicas
 from perilune.chat.messages import Event, Request
@@ -40,9 +41,11 @@ class Router:
         """`serve_as` is one more alias of the first backend's first model."""
         self._backends = tuple(backends)
         self._serve_as = serve_as
-        self._known: list[ModelEntry] = []
-        self._routes: list[tuple[ModelEntry, int]] = []
-        """Made of the entries in `_known`: each with the place of its backend."""
+        self._known: list[tuple[ModelEntry, ...]] = []
+        """What each backend served last; the two below are made of it."""
+        self._entries: tuple[ModelEntry, ...] = ()
+        self._routes: dict[str, tuple[ModelEntry, int]] = {}
+        """By each name of an entry: the entry, and the place of its backend."""
 
     def serving(self, principal: Principal) -> Router:
         """The same backends for one caller: the rules of those that have some are applied."""
@@ -55,18 +58,18 @@ class Router:
         return view
 
     async def models(self) -> tuple[ModelEntry, ...]:
-        return tuple(entry for entry, _ in await self._table())
+        return (await self._current())._entries
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
-        async with aclosing(await self.open(request)) as events:
-            async for event in events:
-                yield event
+        async with aclosing(await self.open(request)) as bursts:
+            async for burst in bursts:
+                for event in burst:
+                    yield event
 
-    async def open(self, request: Request) -> AsyncGenerator[Event, None]:
-        """The stream of the backend that the request goes to, without ours around it."""
+    async def open(self, request: Request) -> Bursts:
+        """The answer of the backend that the request goes to, without ours around it."""
         entry, backend = await self._route(request.model)
-        events = backend.stream(msgspec.structs.replace(request, model=entry.id))
-        return cast(AsyncGenerator[Event, None], events)
+        return bursts_of(backend, _under(entry, request))
 
     async def members(self) -> list[Member]:
         """Every backend, as operators see it."""
@@ -91,8 +94,12 @@ class Router:
             await backend.ready()
 
     async def count_tokens(self, request: Request) -> int | None:
+        return (await self.counted(request))[1]
+
+    async def counted(self, request: Request) -> tuple[ModelEntry, int | None]:
+        """The model that answers, and what its backend counts. Raises NotFound."""
         entry, backend = await self._route(request.model)
-        return await backend.count_tokens(msgspec.structs.replace(request, model=entry.id))
+        return entry, await backend.count_tokens(_under(entry, request))
 
     async def close(self) -> None:
         results = await asyncio.gather(*(one.close() for one in self._backends), return_exceptions=True)
@@ -101,18 +108,20 @@ class Router:
                 raise result
 
     async def _route(self, name: str) -> tuple[ModelEntry, Backend]:
-        routes = await self._table()
-        entry = find_entry((entry for entry, _ in routes), name)
-        return entry, self._backends[next(place for known, place in routes if known is entry)]
+        route = (await self._current())._routes.get(name)
+        if route is None:
+            raise _not_served(self._entries, name)
+        return route[0], self._backends[route[1]]
 
-    async def _table(self) -> list[tuple[ModelEntry, int]]:
-        """Raises ConfigError when two backends claim one name."""
-        found = [(entry, place) for place, one in enumerate(self._backends) for entry in await one.models()]
-        entries = [entry for entry, _ in found]
-        if list(map(id, entries)) != list(map(id, self._known)):
-            self._routes = self._named(found)
-            self._known = entries
-        return self._routes
+    async def _current(self) -> Self:
+        """Itself, after a look at what the backends serve now. Raises ConfigError when two claim one name."""
+        found = [await one.models() for one in self._backends]
+        if found != self._known:
+            named = self._named([(entry, place) for place, one in enumerate(found) for entry in one])
+            self._entries = tuple(entry for entry, _ in named)
+            self._routes = {name: route for route in named for name in names_of(route[0])}
+            self._known = found
+        return self
 
     def _named(self, routes: list[tuple[ModelEntry, int]]) -> list[tuple[ModelEntry, int]]:
         """The same with the name that `serve_as` gave, and other spellings. Raises ConfigError where a name
@@ -142,6 +151,11 @@ async def _as_members(backend: Backend) -> list[Member]:
     except PeriluneError as error:
         return [Member(name="model", model="", kind="", breaker="open", error=error.message)]
     return [Member(name=entry.backend, model=entry.id, kind=entry.backend) for entry in entries]
+
+
+def _under(entry: ModelEntry, request: Request) -> Request:
+    """The request with the model's own name."""
+    return request if request.model == entry.id else msgspec.structs.replace(request, model=entry.id)
 
 
 def names_of(entry: ModelEntry) -> set[str]:
@@ -180,5 +194,9 @@ def find_entry(entries: Iterable[ModelEntry], name: str) -> ModelEntry:
     for entry in known:
         if name == entry.id or name in entry.aliases:
             return entry
-    served = ", ".join(name for entry in known for name in _spoken_names(entry)) or "none"
-    raise NotFound(f"Not found the model {name} or Permission denied", mend=f"models served: {served}")
+    raise _not_served(known, name)
+
+
+def _not_served(entries: Iterable[ModelEntry], name: str) -> NotFound:
+    served = ", ".join(name for entry in entries for name in _spoken_names(entry)) or "none"
+    return NotFound(f"Not found the model {name} or Permission denied", mend=f"models served: {served}")

@@ -13,14 +13,14 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
 from typing import Any, TypeAlias
 
 import aiohttp
 import msgspec
 
 from perilune.backends.base import ModelEntry
+from perilune.backends.bursts import Bursts, alone, each
 from perilune.backends.counting import PromptCounter, counter_of
 from perilune.backends.dialects import SAMPLING_FIELDS, Quirks
 from perilune.backends.endpoint import (
@@ -55,9 +55,10 @@ from perilune.errors import (
 )
 from perilune.settings import Settings
 
-Events: TypeAlias = AsyncGenerator[Event, None]
 Response: TypeAlias = aiohttp.ClientResponse | PlainResponse
-Answer: TypeAlias = tuple[Response, Events]
+Decoder: TypeAlias = "ChunkDecoder | _Whole"
+Answer: TypeAlias = tuple[Response, bytes, Decoder]
+"""With the first bytes of its body."""
 
 log = logging.getLogger(__name__)
 
@@ -93,7 +94,7 @@ class UpstreamBackend:
         Raises ConfigError for a URL that is not one."""
         self.url = base_url(url)
         self._headers = auth_headers(key)
-        self._entry = entry
+        self._entries = (entry,)
         self._counter = counter
         self._model_name = model_name or entry.id
         self._timeout_s = timeout_s
@@ -122,18 +123,39 @@ class UpstreamBackend:
         )
 
     async def models(self) -> tuple[ModelEntry, ...]:
-        return (self._entry,)
+        return self._entries
 
-    async def stream(self, request: Request) -> AsyncIterator[Event]:
-        response, events = await self._begin(request)
-        if self._quirks.calls_in_text and request.tools and request.tool_choice != "none":
-            events = read_spelt_calls(events, request)
-        finished = False
+    def stream(self, request: Request) -> AsyncGenerator[Event, None]:
+        return each(self.bursts(request))
+
+    def bursts(self, request: Request) -> Bursts:
+        spelt = self._quirks.calls_in_text and request.tools and request.tool_choice != "none"
+        bursts = self._answer(request)
+        return alone(read_spelt_calls(each(bursts), request)) if spelt else bursts
+
+    async def _answer(self, request: Request) -> Bursts:
+        response, data, decoder = await self._begin(request)
+        size, finished = 0, False
         try:
-            async with aclosing(events):
-                async for event in events:
-                    finished = isinstance(event, Finished)
-                    yield event
+            while data:
+                size += len(data)
+                if size > MOST_STREAM_BYTES:
+                    raise BackendProtocol(f"the answer of {self.url} does not end")
+                burst, failure = _whole_burst(decoder.feed(data))
+                if burst:
+                    finished = isinstance(burst[-1], Finished)
+                    yield burst
+                if failure is not None:
+                    raise failure
+                if finished:
+                    return
+                data = await self._more(response)
+            burst, failure = _whole_burst(decoder.close())
+            if burst:
+                finished = isinstance(burst[-1], Finished)
+                yield burst
+            if failure is not None:
+                raise failure
         finally:
             if finished:
                 self._keep(response)
@@ -222,7 +244,7 @@ class UpstreamBackend:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failed(error) from error
         try:
-            return response, await self._first(response, request)
+            return response, *await self._first(response, request)
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             response.close()
             raise self._failed(error) from error
@@ -230,8 +252,8 @@ class UpstreamBackend:
             response.close()
             raise
 
-    async def _first(self, response: Response, request: Request) -> Events:
-        """The events of a response whose first bytes have arrived. Raises also aiohttp's errors."""
+    async def _first(self, response: Response, request: Request) -> tuple[bytes, Decoder]:
+        """The first bytes of a response and what reads them. Raises also aiohttp's errors."""
         if response.status != 200:
             body = await read_capped(response)
             refused = refusal(response, body, self.url)
@@ -240,15 +262,15 @@ class UpstreamBackend:
             final = response.headers.get("x-should-retry") == "false"
             final = final or isinstance(refused, BackendOutOfQuota)
             raise refused if final or not is_passing(refused) else Passing(refused)
-        first_call = sum(len(message.tool_calls) for message in request.messages)
+        first_call = sum([len(message.tool_calls) for message in request.messages])
         first = await response.content.readany()
         shape = body_shape(response.content_type, first)
         if shape == "page":
             raise web_page(self.url)
         if shape == "stream":
-            return self._decode(response, first, ChunkDecoder(first_call))
+            return first, ChunkDecoder(first_call)
         # Some endpoints do not stream, whatever they are asked.
-        return _each(completion_events(await self._whole(response, first, first_call)))
+        return first, _Whole(completion_events(await self._whole(response, first, first_call)))
 
     def _failed(self, error: BaseException) -> Exception:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
@@ -259,19 +281,12 @@ class UpstreamBackend:
 
     # ---- after it
 
-    async def _decode(self, response: Response, data: bytes, decoder: ChunkDecoder) -> Events:
-        size = 0
-        while data:
-            size += len(data)
-            if size > MOST_STREAM_BYTES:
-                raise BackendProtocol(f"the answer of {self.url} does not end")
-            for event in decoder.feed(data):
-                yield event
-                if isinstance(event, Finished):
-                    return
-            data = await self._more(response)
-        for event in decoder.close():
-            yield event
+    async def _more(self, response: Response) -> bytes:
+        """The next bytes of the body; b"" at its end."""
+        try:
+            return await response.content.readany()
+        except (aiohttp.ClientError, TimeoutError, OSError) as error:
+            raise self._interrupted(error) from error
 
     async def _whole(self, response: Response, first: bytes, first_call: int) -> Completion:
         try:
@@ -279,13 +294,6 @@ class UpstreamBackend:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._interrupted(error) from error
         return decode_completion(body, first_call)
-
-    async def _more(self, response: Response) -> bytes:
-        """The next bytes of the body; b"" at its end."""
-        try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._interrupted(error) from error
 
     def _interrupted(self, error: BaseException, mend: str = "try again") -> BackendInterrupted:
         silent = isinstance(error, TimeoutError)
@@ -306,6 +314,26 @@ async def _read_rest(response: Response) -> None:
         response.close()  # nothing to do where the end was reached
 
 
-async def _each(events: list[Event]) -> Events:
-    for event in events:
-        yield event
+def _whole_burst(events: Iterable[Event]) -> tuple[list[Event], BackendError | None]:
+    """The events up to the first failure, and that."""
+    burst: list[Event] = []
+    try:
+        for event in events:
+            burst.append(event)
+    except BackendError as error:
+        return burst, error
+    return burst, None
+
+
+class _Whole:
+    """Reads an answer that has arrived already."""
+
+    def __init__(self, events: list[Event]) -> None:
+        self._events = events
+
+    def feed(self, data: bytes) -> list[Event]:
+        """All of it. No bytes come after the first ones."""
+        return self._events
+
+    def close(self) -> list[Event]:
+        return []

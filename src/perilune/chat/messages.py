@@ -5,7 +5,7 @@ Every type is immutable data. The OpenAI dialect of these types lives in `chat/w
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 import msgspec
@@ -152,16 +152,24 @@ class Assembler:
 
     def add(self, event: Event) -> None:
         match event:
-            case ThinkingDelta():
-                self._thinking.append(event.text)
             case TextDelta():
                 self._text.append(event.text)
+            case ThinkingDelta():
+                self._thinking.append(event.text)
             case ToolCallStarted():
                 self._calls.append((event.id, event.name, []))
             case ToolCallDelta():
                 self._calls[event.index][2].append(event.arguments)
             case Finished():
                 self._finished = event
+
+    def add_all(self, burst: Sequence[Event]) -> None:
+        text = self._text
+        for event in burst:
+            if isinstance(event, TextDelta):
+                text.append(event.text)
+            else:
+                self.add(event)
 
     @property
     def complete(self) -> bool:

@@ -12,9 +12,10 @@ from perilune.chat.wire_answer import (
     encode_error,
     encode_error_event,
 )
+from perilune.chat.wire_errors import decode_error
 from perilune.chat.wire_messages import FILE_REFERENCE
 from perilune.chat.wire_request import NEUTRAL, ChatCall, decode_request
-from perilune.chat.wire_stream import ChunkDecoder, completion_events, decode_completion, decode_error
+from perilune.chat.wire_stream import ChunkDecoder, completion_events, decode_completion
 from perilune.chat.wire_upstream import encode_request
 
 __all__ = [

@@ -78,10 +78,14 @@ class ChunkEncoder:
         # A stream repeats all but the delta: both ends of every chunk are made once.
         self._head = b"data: " + fixed[:-1] + b',"choices":['
         self._tail = b'],"usage":null}\n\n' if include_usage else b"]}\n\n"
+        self._text = self._head + b'{"index":0,"delta":{"content":'
+        self._after_text = b'},"finish_reason":null}' + self._tail
         self._include_usage = include_usage
         self._started = False
 
     def encode(self, event: Event) -> bytes:
+        if self._started and isinstance(event, TextDelta):  # what a stream mostly is
+            return b"%b%b%b" % (self._text, _json(event.text), self._after_text)
         opening = b"" if self._started else self._delta({"role": "assistant", "content": ""})
         self._started = True
         return opening + self._event(event)

@@ -5,6 +5,7 @@ Every refusal is an InputError that names the field (`messages[2].content`) and 
 
 from __future__ import annotations
 
+import operator
 import re
 from collections.abc import Mapping
 from typing import Any
@@ -52,6 +53,7 @@ class ChatCall(msgspec.Struct, frozen=True, kw_only=True):
 
 
 _body = msgspec.json.Decoder(CallBody)
+_neutral_of = operator.attrgetter(*NEUTRAL)
 
 
 def decode_request(body: bytes) -> ChatCall:
@@ -118,13 +120,16 @@ def _invalid(error: msgspec.ValidationError) -> InputError:
 
 
 def _unserved(call: CallBody) -> dict[str, Any]:
-    given = {name: getattr(call, name) for name in NEUTRAL}
+    values = _neutral_of(call)
+    if values.count(None) == len(values):
+        return {}
+    given = dict(zip(NEUTRAL, values, strict=True))
     return {name: value for name, value in given.items() if value is not None and value != NEUTRAL[name]}
 
 
 def _refuse_superseded(call: CallBody) -> None:
-    for name in ("functions", "function_call"):
-        if getattr(call, name) is not None:
+    for name, value in (("functions", call.functions), ("function_call", call.function_call)):
+        if value is not None:
             raise UnsupportedInput("superseded", field=name, mend="use tools and tool_choice")
 
 

@@ -35,7 +35,10 @@ def encode_request(request: Request, model: str | None = None, stream: bool = Tr
         "response_format": _response_format(request),
         "prompt_cache_key": request.prompt_cache_key,
     }
-    return body | {name: value for name, value in options.items() if value is not None}
+    for name, value in options.items():
+        if value is not None:
+            body[name] = value
+    return body
 
 
 def _thinking(request: Request) -> dict[str, Any]:

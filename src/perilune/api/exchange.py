@@ -1,0 +1,150 @@
+"""One request and its answer on a connection.
+
+uvicorn's own, where it does the same with less: head and first bytes of an answer leave in one write, and who
+wants to know that the client has gone is called, where others need a task that waits for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any, cast
+
+from starlette.types import Message, Scope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+
+KEY = "perilune.exchange"
+"""Where a request's scope holds its Exchange. Servers other than ours put none there."""
+BODILESS = frozenset({204, 304})
+
+
+class Exchange(RequestResponseCycle):
+    """It is its own `message_event` too: the connection `set`s it when there is news."""
+
+    def __init__(self, **given: Any) -> None:
+        super().__init__(message_event=cast(asyncio.Event, self), **given)
+        cast(dict[str, Any], self.scope)[KEY] = self
+        self._news = False
+        self._waiter: asyncio.Future[None] | None = None
+        self._on_gone: Callable[[], None] | None = None
+        self._head = b""
+        """Not sent yet: it leaves with what comes first after it."""
+        self._left = 0
+        """Bytes that an answer of known length still owes."""
+
+    @property
+    def has_whole_body(self) -> bool:
+        """Whether `receive` gives the whole body at once."""
+        return self._news and not self.more_body
+
+    def when_gone(self, call: Callable[[], None] | None) -> None:
+        """Have it called once when the client has closed the connection; None: no longer."""
+        self._on_gone = call
+        if self.disconnected:
+            self.set()
+        else:
+            self.flow.resume_reading()  # else nobody would hear of the end
+
+    def set(self) -> None:
+        """There is news: a piece of the body, its end, the connection's end, the answer's."""
+        self._news = True
+        if self._waiter is not None and not self._waiter.done():
+            self._waiter.set_result(None)
+        if self.disconnected and self._on_gone is not None:
+            call, self._on_gone = self._on_gone, None
+            call()
+
+    async def receive(self) -> Any:
+        if self.waiting_for_100_continue and not self.transport.is_closing():
+            self.transport.write(b"HTTP/1.1 100 Continue\r\n\r\n")
+            self.waiting_for_100_continue = False
+        if not self.disconnected and not self.response_complete:
+            self.flow.resume_reading()
+            if not self._news:
+                await self._wait()
+            self._news = False
+        if self.disconnected or self.response_complete:
+            return {"type": "http.disconnect"}
+        message = {"type": "http.request", "body": bytes(self.body), "more_body": self.more_body}
+        self.body = bytearray()
+        return message
+
+    async def _wait(self) -> None:
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
+
+    async def send(self, message: Any) -> None:
+        """Raises RuntimeError for messages that do not come in their order or make no HTTP."""
+        if self.flow.write_paused and not self.disconnected:
+            await self.flow.drain()
+        if self.disconnected:
+            return
+        kind = message["type"]
+        if kind == "http.response.start" and not self.response_started:
+            self._begin(message)
+        elif kind == "http.response.body" and self.response_started and not self.response_complete:
+            self._write(message.get("body", b""), message.get("more_body", False))
+        else:
+            raise RuntimeError(f"{kind} cannot come now")
+
+    def write_more(self, body: bytes) -> None:
+        """Another part of an answer that has begun; for who has seen that `flow` takes it."""
+        if not self.disconnected:
+            self._write(body, more=True)
+
+    def _begin(self, message: Message) -> None:
+        status: int = message["status"]
+        headers = [*self.default_headers, *message.get("headers", ())]
+        closes = False
+        for name, value in headers:
+            if name == b"content-length":
+                self._left, self.chunked_encoding = int(value), False
+            elif name == b"connection" and value.lower() == b"close":
+                closes, self.keep_alive = True, False
+        if not self.keep_alive and not closes:
+            headers.append((b"connection", b"close"))
+        if self.chunked_encoding is None:
+            self.chunked_encoding = status not in BODILESS and self.scope["method"] != "HEAD"
+            if self.chunked_encoding:
+                headers.append((b"transfer-encoding", b"chunked"))
+        lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+        # One that holds the end of a line would add headers, or an answer, of somebody else's making.
+        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
+            raise RuntimeError("a header of the answer holds a control character")
+        self.response_started = True
+        self.waiting_for_100_continue = False
+        self._head = STATUS_LINE[status] + lines + b"\r\n"
+
+    def _write(self, body: bytes, more: bool) -> None:
+        if self.scope["method"] == "HEAD":
+            self._left, data = 0, b""
+        elif self.chunked_encoding:
+            data = b"%x\r\n%b\r\n" % (len(body), body) if body else b""
+            if not more:
+                data += b"0\r\n\r\n"
+        else:
+            data = body
+            self._left -= len(body)
+            if self._left < 0 or (self._left and not more):
+                raise RuntimeError("the answer is not as long as its content-length says")
+        if self._head:
+            data, self._head = self._head + data, b""
+        self.transport.write(data)
+        if not more:
+            self._complete()
+
+    def _complete(self) -> None:
+        self.response_complete = True
+        self.set()
+        if not self.keep_alive:
+            self.transport.close()
+        self.on_response()
+
+
+def exchange_of(scope: Scope) -> Exchange | None:
+    """None where another server carries the app."""
+    found = scope.get(KEY)
+    return found if isinstance(found, Exchange) else None
