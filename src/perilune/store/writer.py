@@ -3,7 +3,8 @@
 Every `write` is answered only after the commit that holds it: synced to disk, or, where the store was opened
 so, written to the log, which a killed process cannot lose and which is synced a moment later. All writes that
 arrive while a commit is under way share the next one (group commit), so its cost is divided by the number of
-waiters. Brief writes that need not wait for the disk are committed by the event loop itself (`store/rounds.py`).
+waiters. Brief writes that need not wait for the disk are committed on the event loop's own thread
+(`store/rounds.py`).
 """
 
 from __future__ import annotations
