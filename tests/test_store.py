@@ -256,6 +256,34 @@ async def test_brief_writes_wait_in_the_thread_while_the_log_goes_to_the_disk(
     assert [one == threading.get_ident() for one in threads] == [False, True]
 
 
+async def test_a_writer_of_another_process_makes_writes_wait_and_not_the_loop(brief: BriefStore) -> None:
+    for number in range(10):
+        await brief.write(insert(number))
+    other = sqlite3.connect(brief.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    waiting = [asyncio.create_task(brief.write(insert(number))) for number in (10, 11)]
+    began = time.monotonic()
+    for _ in range(5):
+        await asyncio.sleep(0.02)
+    assert time.monotonic() - began < 5  # the writer's patience is ten seconds
+    assert not any(task.done() for task in waiting)
+    other.execute("ROLLBACK")
+    other.close()
+    assert await asyncio.gather(*waiting) == [10, 11]
+
+
+async def test_a_writer_of_another_process_that_does_not_end_is_told(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("perilune.store.writer.BUSY_S", 0.05)
+    other = sqlite3.connect(store.path, isolation_level=None)
+    other.execute("BEGIN IMMEDIATE")
+    with pytest.raises(StoreError, match="another process has been writing"):
+        await store.write(insert(1))
+    other.close()
+    assert await store.write(insert(1)) == 1
+
+
 def test_a_loop_that_closed_in_the_middle_of_a_round_does_not_stop_the_next_one(brief: BriefStore) -> None:
     async def leave() -> None:
         asyncio.create_task(brief.write(insert(1))).add_done_callback(lambda _: None)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import functools
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any, cast
 
@@ -13,7 +15,7 @@ import uvicorn
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perilune.api.connections import Connection
-from perilune.api.exchange import exchange_of
+from perilune.api.exchange import Exchange, exchange_of
 from perilune.api.http import ClientGone, read_json_body
 from perilune.api.listen import listen
 from perilune.api.presence import ClientPresent
@@ -202,6 +204,59 @@ async def test_who_leaves_ends_the_work_on_the_answer() -> None:
             await ended.wait()
 
 
+async def test_who_leaves_with_a_second_request_under_way_ends_the_work_on_the_first() -> None:
+    """Nothing is read meanwhile, so it is the writing that finds it out."""
+    began, ended = asyncio.Event(), asyncio.Event()
+    requests = 0
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        nonlocal requests
+        requests += 1
+        exchange = exchange_of(scope)
+        assert exchange is not None
+        await send(start())
+        await send(body(b"x", more=True))
+        began.set()
+        with pytest.raises(ClientGone):
+            with ClientPresent(scope, receive):
+                while True:
+                    exchange.write_more(b"x")
+                    await asyncio.sleep(0.005)
+        ended.set()
+
+    async with served(app) as (_, writer):
+        writer.write(GET)
+        async with asyncio.timeout(10):
+            await began.wait()
+            writer.write(GET)
+            await asyncio.sleep(0.05)  # the server reads it
+            writer.transport.abort()
+            await ended.wait()
+    assert requests == 1
+
+
+async def test_an_answered_request_is_gone_at_once_with_a_body_that_nobody_read() -> None:
+    seen: list[weakref.ref[Exchange]] = []
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        exchange = exchange_of(scope)
+        assert exchange is not None
+        seen.append(weakref.ref(exchange))
+        await send(start((b"content-length", b"1")))
+        await send(body(b"."))
+
+    async with served(app) as (reader, writer):
+        gc.disable()
+        try:
+            for _ in range(3):
+                writer.write(b"POST / HTTP/1.1\r\nHost: x\r\nContent-Length: 4\r\n\r\nabcd")
+                await read(reader, b"\r\n\r\n.")
+            await asyncio.sleep(0.01)
+            assert [one() is None for one in seen[:2]] == [True, True]  # the connection holds the last one
+        finally:
+            gc.enable()
+
+
 async def test_who_has_left_before_is_noticed_too() -> None:
     ended = asyncio.Event()
 
@@ -214,15 +269,17 @@ async def test_who_has_left_before_is_noticed_too() -> None:
         assert exchange.disconnected
         with pytest.raises(ClientGone):
             with ClientPresent(scope, receive):
-                await asyncio.Event().wait()
+                entered.append(True)  # without a wait, in which the task would be told
         ended.set()
 
+    entered: list[bool] = []
     async with served(app) as (_, writer):
         writer.write(GET)
         await asyncio.sleep(0.05)
         writer.transport.abort()
         async with asyncio.timeout(10):
             await ended.wait()
+    assert not entered
 
 
 async def test_on_another_server_a_client_that_leaves_is_noticed_as_well() -> None:

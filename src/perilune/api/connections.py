@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import logging
 from http import HTTPStatus
-from typing import Any
+from typing import Any, cast
 from urllib.parse import unquote
 
 import httptools
@@ -45,6 +45,8 @@ class Connection(HttpToolsProtocol):
         """Received since the head began; for the rest of one packet it counts too many."""
         self._head_timer: asyncio.TimerHandle | None = None
         self._unread_timer: asyncio.TimerHandle | None = None
+        self._running: Exchange | None = None
+        """The one that is answered now, or was last; `cycle` is the one whose request came last."""
         self._idle_timer: asyncio.TimerHandle | None = None
         self._idle_since: float | None = None
         """None while a request is under way."""
@@ -63,6 +65,10 @@ class Connection(HttpToolsProtocol):
         if self._idle_timer is not None:
             self._idle_timer.cancel()
         super().connection_lost(exc)
+        self.pipeline.clear()
+        if self._running is not None and not self._running.response_complete:
+            self._running.disconnected = True
+            self._running.set()
 
     def data_received(self, data: bytes) -> None:
         self._idle_since = None
@@ -96,7 +102,7 @@ class Connection(HttpToolsProtocol):
         scope["raw_path"] = url.path
         scope["query_string"] = url.query or b""
         before = self.cycle
-        self.cycle = Exchange(
+        exchange = self.cycle = Exchange(
             scope=scope,
             transport=self.transport,
             flow=self.flow,
@@ -109,10 +115,11 @@ class Connection(HttpToolsProtocol):
             on_response=self.on_response_complete,
         )
         if before is None or before.response_complete:
-            self._start_asgi_task(self.cycle, self.app)
+            self._running = exchange
+            self._start_asgi_task(exchange, self.app)
         else:  # a request that did not wait for the answer before it does so here
             self.flow.pause_reading()
-            self.pipeline.appendleft((self.cycle, self.app))
+            self.pipeline.appendleft((exchange, self.app))
 
     def on_message_complete(self) -> None:
         self._in_head = True
@@ -125,7 +132,9 @@ class Connection(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._start_asgi_task(*self.pipeline.pop())
+            exchange, app = self.pipeline.pop()
+            self._running = cast(Exchange, exchange)
+            self._start_asgi_task(exchange, app)
             return
         self._idle_since = self.loop.time()
         if self._idle_timer is None:

@@ -18,6 +18,16 @@ KEY = "perilune.exchange"
 BODILESS = frozenset({204, 304})
 
 
+class _Nobody:
+    """In the place of who waited for news."""
+
+    def set(self) -> None:
+        """There is nobody to tell."""
+
+
+NOBODY = cast(asyncio.Event, _Nobody())
+
+
 class Exchange(RequestResponseCycle):
     """It is its own `message_event` too: the connection `set`s it when there is news."""
 
@@ -35,7 +45,7 @@ class Exchange(RequestResponseCycle):
     @property
     def has_whole_body(self) -> bool:
         """Whether `receive` gives the whole body at once."""
-        return self._news and not self.more_body
+        return self._news and not self.more_body and not self.disconnected
 
     def when_gone(self, call: Callable[[], None] | None) -> None:
         """Have it called once when the client has closed the connection; None: no longer."""
@@ -139,6 +149,9 @@ class Exchange(RequestResponseCycle):
     def _complete(self) -> None:
         self.response_complete = True
         self.set()
+        # Without the circles through itself it is gone when its answer is, and so is a body that nobody read.
+        self.body, self.message_event = bytearray(), NOBODY
+        cast(dict[str, Any], self.scope).pop(KEY, None)
         if not self.keep_alive:
             self.transport.close()
         self.on_response()

@@ -29,6 +29,8 @@ class ClientPresent:
         task = asyncio.current_task()
         assert task is not None, "only inside a task"
         self._task = task
+        if self._exchange is not None and self._exchange.disconnected:
+            raise ClientGone
         if self._exchange is not None:
             self._exchange.when_gone(self._gone)
         else:

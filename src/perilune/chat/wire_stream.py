@@ -73,8 +73,9 @@ class ChunkDecoder:
 
     def _feed_whole(self, whole: list[bytes]) -> Iterator[Event]:
         """Chunks that are text and nothing else, as nearly all are, are read here; the others by `_event`."""
-        for data, chunk in zip(whole, _plain_chunks(whole), strict=True):
-            event = "more" if chunk is None or self._done else _plain_event(chunk)
+        for data in whole:
+            chunk = None if self._done else _plain_chunk(data)
+            event = "more" if chunk is None else _plain_event(chunk)
             if not isinstance(event, str):
                 yield event
             elif event == "more":
@@ -169,18 +170,16 @@ class _Chunk(msgspec.Struct):
     error: Any = None
 
 
-_plain = msgspec.json.Decoder(list[_Chunk])
+_plain = msgspec.json.Decoder(_Chunk)
 
 
-def _plain_chunks(texts: list[bytes]) -> Sequence[_Chunk | None]:
-    """Those that came together, read as one list; None in the place of what is no such chunk."""
-    last: list[None] = [None] if texts[-1] == b"[DONE]" else []
-    some = texts[:-1] if last else texts
+def _plain_chunk(data: bytes) -> _Chunk | None:
+    """None for what is no such chunk. Fields that are not read are not looked into either: that they are
+    text, or numbers that fit, is not checked."""
     try:
-        chunks = _plain.decode(b"[%b]" % b",".join(some))
+        return _plain.decode(data)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        chunks = []
-    return (*chunks, *last) if len(chunks) == len(some) else [None] * len(texts)
+        return None
 
 
 def _plain_event(chunk: _Chunk) -> Event | Literal["none", "more"]:

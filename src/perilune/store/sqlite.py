@@ -93,6 +93,11 @@ def _primary_code(error: BaseException) -> int:
     return (getattr(error, "sqlite_errorcode", None) or 0) & 0xFF
 
 
+def is_busy(error: BaseException) -> bool:
+    """Whether somebody else holds what was asked for."""
+    return _primary_code(error) == sqlite3.SQLITE_BUSY
+
+
 def is_storage_failure(error: BaseException) -> bool:
     return _primary_code(error) in (
         sqlite3.SQLITE_FULL,

@@ -14,7 +14,8 @@ import contextlib
 import queue
 import sqlite3
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Callable, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
@@ -24,9 +25,11 @@ from perilune.errors import StoreError
 from perilune.store.log import LogKeeper
 from perilune.store.reader import Reader
 from perilune.store.rounds import Rounds
-from perilune.store.sqlite import fold_log, is_storage_failure, open_database, translate
+from perilune.store.sqlite import fold_log, is_busy, is_storage_failure, open_database, translate
 from perilune.store.waiter import Result, Waiter, Work, answer_all, answer_here
 
+BUSY_S = 10.0
+BUSY_PAUSE_S = 0.01
 GROUP_LIMIT = 1024
 """Most writes in one commit: bounds the wait of the first one."""
 START_AGAIN = "nothing of this was written; start Perilune again"
@@ -60,6 +63,7 @@ class Store:
             try:
                 self._connection = open_database(self.path, schema, later=sync_every_s > 0)
                 undo.callback(self._connection.close)
+                self._connection.execute("PRAGMA busy_timeout=0")  # `_begin` waits, where waiting is right
                 self._reader = Reader(self.path)
                 undo.callback(self._reader.close)
                 self._log = LogKeeper(self.path, sync_every_s) if sync_every_s > 0 else None
@@ -141,23 +145,22 @@ class Store:
         log = self._log
         # While the log goes to the disk, the kernel may keep us waiting with what we add to it.
         busy = log is None or log.is_busy or log.log_is_long or len(waiters) > GROUP_LIMIT
-        if busy or self._under_way or not self._committing.acquire(blocking=False):
+        if busy or self._under_way or self._ended or not self._committing.acquire(blocking=False):
             self._hand_over(waiters)
             return
         try:
-            if self._ended:
-                for waiter in waiters:
-                    waiter.error = self._refusal()
-            else:
-                self._commit(waiters)
+            if self._ended or not self._commit(waiters, self._begin_at_once):
+                self._hand_over(waiters)
+                return
         except BaseException as error:
             self._ended = self._death(error)
             self._queue.put(None)  # the thread ends too
             if isinstance(error, KeyboardInterrupt):
+                answer_here(waiters)
                 raise
         finally:
             self._committing.release()
-            answer_here(waiters)
+        answer_here(waiters)
 
     def _hand_over(self, waiters: Sequence[Waiter]) -> None:
         with self._counting:
@@ -190,6 +193,8 @@ class Store:
             except StoreError as error:
                 self._unsynced = None if heard else error
         with self._committing:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")  # readers end soon
             fold_log(self._connection, "TRUNCATE")  # so that a copy of the file alone is whole; see `close`
             self._connection.close()
 
@@ -205,7 +210,7 @@ class Store:
         log = self._log
         with self._committing:
             try:
-                self._commit(waiters)
+                self._commit(waiters, self._begin)
             finally:
                 with self._counting:
                     self._under_way -= len(waiters)
@@ -218,25 +223,30 @@ class Store:
 
     # ---- on either thread, holding `_committing`
 
-    def _commit(self, waiters: Sequence[Waiter]) -> None:
-        """Run and commit one group. Raises what ends the store, when every waiter has an error."""
+    def _commit(self, waiters: Sequence[Waiter], begin: Callable[[], bool]) -> bool:
+        """Run and commit one group. False where `begin` gives that: then nothing has happened. Raises what
+        ends the store, when every waiter has an error."""
         log = self._log
         try:
             if log is not None and log.failure:
                 log.check()
-            self._perform(waiters)
+            done = self._perform(waiters, begin)
             if log is not None:
                 log.written()
         except BaseException as error:
             for waiter in waiters:
                 waiter.error = StoreError(self._death(error), mend=START_AGAIN)
             raise
+        return done
 
-    def _perform(self, waiters: Sequence[Waiter]) -> None:
+    def _perform(self, waiters: Sequence[Waiter], begin: Callable[[], bool]) -> bool:
         execute = self._connection.execute
         try:
+            if not begin():
+                return False
             if not self._run_together(waiters):
-                execute("BEGIN IMMEDIATE")
+                if not begin():
+                    return False
                 for waiter in waiters:
                     self._run_one(waiter)
             execute("COMMIT")
@@ -245,11 +255,31 @@ class Store:
                 waiter.error = waiter.error or translate(error, self.path)
             if self._connection.in_transaction:
                 execute("ROLLBACK")
+        return True
+
+    def _begin(self) -> bool:
+        """Wait for whoever else writes, though not for ever. Raises sqlite3.OperationalError then."""
+        patience = time.monotonic() + BUSY_S
+        while not self._begin_at_once():
+            if time.monotonic() > patience:
+                raise sqlite3.OperationalError(f"another process has been writing for {BUSY_S:g} s")
+            time.sleep(BUSY_PAUSE_S)
+        return True
+
+    def _begin_at_once(self) -> bool:
+        """False while another process, which is none of ours, writes."""
+        try:
+            self._connection.execute("BEGIN IMMEDIATE")
+        except sqlite3.OperationalError as error:
+            if not is_busy(error):
+                raise
+            return False
+        return True
 
     def _run_together(self, waiters: Sequence[Waiter]) -> bool:
-        """Begin, and run them all, as they mostly can. False where one raises: then none has run."""
+        """Run them all, as they mostly can. False where one raises: then none has run, and what was begun has
+        ended."""
         connection = self._connection
-        connection.execute("BEGIN IMMEDIATE")
         try:
             for waiter in waiters:
                 waiter.result = waiter.work(connection)
