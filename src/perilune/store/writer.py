@@ -194,7 +194,7 @@ class Store:
                 self._unsynced = None if heard else error
         with self._committing:
             with contextlib.suppress(sqlite3.Error):
-                self._connection.execute(f"PRAGMA busy_timeout={BUSY_S * 1000:.0f}")  # readers end soon
+                self._connection.execute("PRAGMA busy_timeout=10000")  # readers end soon
             fold_log(self._connection, "TRUNCATE")  # so that a copy of the file alone is whole; see `close`
             self._connection.close()
 
@@ -208,17 +208,17 @@ class Store:
         """Run, commit and answer one group. False when the store is to close."""
         waiters = [waiter for waiter in group if waiter is not None]
         log = self._log
-        with self._committing:
-            try:
+        try:
+            with self._committing:
                 self._commit(waiters, self._begin)
-            finally:
-                with self._counting:
-                    self._under_way -= len(waiters)
-                answer_all(waiters)
-            if log is not None and log.log_is_long:
-                log.log_is_long = False
-                # Short, for most was folded just now; the log begins anew.
-                fold_log(self._connection, "PASSIVE")
+        finally:
+            with self._counting:
+                self._under_way -= len(waiters)
+            answer_all(waiters)
+        if log is not None and log.log_is_long:
+            log.log_is_long = False
+            with self._committing:
+                fold_log(self._connection, "PASSIVE")  # short, for most was folded just now
         return len(waiters) == len(group)
 
     # ---- on either thread, holding `_committing`
