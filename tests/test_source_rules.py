@@ -192,7 +192,7 @@ def test_constants_in_sql_are_constant() -> None:
         if isinstance(part, ast.FormattedValue) and isinstance(part.value, ast.Name)
         if CONSTANT.fullmatch(part.value.id)
     }
-    assert {"UP_TO", "AVAILABLE"} <= {name for _, name in used}
+    assert {"UP_TO", "ENTRIES"} <= {name for _, name in used}
     for file, name in used:
         values = list(_values(files, file, name))
         assert values and all(isinstance(one, ast.Constant | ast.JoinedStr) for one in values), (file, name)

@@ -14,14 +14,12 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TypeVar
 
 import pytest
 
 from perilune.errors import ConfigError, HomeLocked, JournalCorrupt, StorageFull, StoreError
-from perilune.store import HomeLock, Reader, Store, Work, home_holder, replace_file
+from perilune.store import HomeLock, Reader, Store, home_holder, replace_file
 
-Result = TypeVar("Result")
 SOURCE = str(Path(__file__).parents[1] / "src")
 SCHEMA = ["CREATE TABLE note (id INTEGER PRIMARY KEY, text TEXT NOT NULL)"]
 
@@ -34,23 +32,12 @@ def insert(number: int, text: str = "x") -> Callable[[sqlite3.Connection], int]:
     return work
 
 
-class BriefStore(Store):
-    """Every write is a brief one."""
-
-    async def write(self, work: Work[Result], *, brief: bool = True) -> Result:
-        return await super().write(work, brief=brief)
-
-
-KINDS = pytest.mark.parametrize("kind", [Store, BriefStore])
-
-
 @pytest.fixture(
-    params=[(Store, 0.0), (Store, 0.01), (BriefStore, 0.0), (BriefStore, 0.01)],
-    ids=["synced", "synced later", "brief, synced", "brief, synced later"],
+    params=[0.0, 0.01],
+    ids=["synced", "synced later"],
 )
 def store(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Store]:
-    kind, sync_every_s = request.param
-    with kind(tmp_path / "deep" / "notes.db", SCHEMA, sync_every_s=sync_every_s) as opened:
+    with Store(tmp_path / "deep" / "notes.db", SCHEMA, sync_every_s=request.param) as opened:
         yield opened
 
 
@@ -131,12 +118,11 @@ async def test_a_dead_writer_refuses_everybody(store: Store) -> None:
     assert numbers(store) == []
 
 
-@KINDS
 @pytest.mark.parametrize("sync_every_s", [0.0, 600.0])
 async def test_closing_keeps_what_was_submitted_and_refuses_the_rest(
-    tmp_path: Path, kind: type[Store], sync_every_s: float
+    tmp_path: Path, sync_every_s: float
 ) -> None:
-    store = kind(tmp_path / "notes.db", SCHEMA, sync_every_s=sync_every_s)
+    store = Store(tmp_path / "notes.db", SCHEMA, sync_every_s=sync_every_s)
     submitted = [asyncio.create_task(store.write(insert(number))) for number in range(20)]
     await asyncio.sleep(0)
     store.close()
@@ -172,96 +158,12 @@ def test_a_loop_that_closed_meanwhile_harms_nobody(store: Store) -> None:
     assert numbers(store) == [1, 2]
 
 
-# ---- brief writes
-
-
-@pytest.fixture
-def brief(tmp_path: Path) -> Iterator[BriefStore]:
-    with BriefStore(tmp_path / "notes.db", SCHEMA, sync_every_s=600.0) as opened:
-        yield opened
-
-
-def noting_thread(number: int, threads: list[int]) -> Callable[[sqlite3.Connection], int]:
-    def work(connection: sqlite3.Connection) -> int:
-        threads.append(threading.get_ident())
-        return insert(number)(connection)
-
-    return work
-
-
-async def test_a_brief_write_stays_on_the_loops_thread_and_another_does_not(brief: BriefStore) -> None:
-    assert await brief.write(insert(0)) == 0
-    until_quiet(brief)
-    threads: list[int] = []
-    for number in range(1, 11):  # the first ones wait for the end of their round, the later ones do not
-        await brief.write(noting_thread(number, threads))
-    assert set(threads) == {threading.get_ident()}
-    await brief.write(noting_thread(11, threads), brief=False)
-    assert threads[-1] != threading.get_ident()
-    assert numbers(brief) == list(range(12))
-
-
-def until_quiet(store: Store) -> None:
-    """Wait until the log was brought to the disk; the next time is ten minutes away."""
-    assert store._log is not None
-    while store._log.is_busy or store._log._written.is_set():
-        time.sleep(0.001)
-
-
-async def test_a_brief_write_does_not_pass_one_that_came_before_it(brief: BriefStore) -> None:
-    """Neither while the thread works, nor with one that is still waiting for the end of its round."""
-    order: list[int] = []
-    held, go = threading.Event(), threading.Event()
-
-    def note(number: int) -> Callable[[sqlite3.Connection], None]:
-        return lambda connection: order.append(number)
-
-    def hold(connection: sqlite3.Connection) -> None:
-        held.set()
-        assert go.wait(10)
-        order.append(0)
-
-    holding = asyncio.create_task(brief.write(hold, brief=False))
-    assert await asyncio.to_thread(held.wait, 10)
-    later = [asyncio.create_task(brief.write(note(number))) for number in (1, 2)]
-    await asyncio.sleep(0.01)
-    assert not any(task.done() for task in later)
-    go.set()
-    await asyncio.gather(holding, *later)
-    await asyncio.gather(brief.write(note(3)), brief.write(note(4), brief=False), brief.write(note(5)))
-    assert order == [0, 1, 2, 3, 4, 5]
-
-
-async def test_a_write_that_follows_a_cancelled_brief_one_comes_after_it(brief: BriefStore) -> None:
-    waiting = asyncio.create_task(brief.write(insert(1)))
-    await asyncio.sleep(0)
-    waiting.cancel()
-    seen = await brief.write(
-        lambda connection: connection.execute("SELECT COUNT(*) FROM note").fetchone()[0], brief=False
-    )
-    assert seen == 1
-    assert waiting.cancelled() or waiting.done()
-
-
-async def test_brief_writes_wait_in_the_thread_while_the_log_goes_to_the_disk(
-    brief: BriefStore, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    assert brief._log is not None and await brief.write(insert(0)) == 0
-    until_quiet(brief)
-    threads: list[int] = []
-    monkeypatch.setattr(brief._log, "is_busy", True)
-    assert await brief.write(noting_thread(1, threads)) == 1
-    monkeypatch.setattr(brief._log, "is_busy", False)
-    assert await brief.write(noting_thread(2, threads)) == 2
-    assert [one == threading.get_ident() for one in threads] == [False, True]
-
-
-async def test_a_writer_of_another_process_makes_writes_wait_and_not_the_loop(brief: BriefStore) -> None:
+async def test_a_writer_of_another_process_makes_writes_wait_and_not_the_loop(store: Store) -> None:
     for number in range(10):
-        await brief.write(insert(number))
-    other = sqlite3.connect(brief.path, isolation_level=None)
+        await store.write(insert(number))
+    other = sqlite3.connect(store.path, isolation_level=None)
     other.execute("BEGIN IMMEDIATE")
-    waiting = [asyncio.create_task(brief.write(insert(number))) for number in (10, 11)]
+    waiting = [asyncio.create_task(store.write(insert(number))) for number in (10, 11)]
     began = time.monotonic()
     for _ in range(5):
         await asyncio.sleep(0.02)
@@ -282,34 +184,6 @@ async def test_a_writer_of_another_process_that_does_not_end_is_told(
         await store.write(insert(1))
     other.close()
     assert await store.write(insert(1)) == 1
-
-
-def test_a_loop_that_closed_in_the_middle_of_a_round_does_not_stop_the_next_one(brief: BriefStore) -> None:
-    writing = brief.write(insert(1))
-    loop = asyncio.new_event_loop()
-
-    def begin() -> None:
-        writing.send(None)
-        loop.stop()  # what was to be called at the round's end is not called any more
-
-    loop.call_soon(begin)
-    loop.run_forever()
-    loop.close()
-    writing.close()
-    asyncio.run(asyncio.wait_for(brief.write(insert(2)), 10))
-    assert numbers(brief) == [1, 2]
-
-
-def test_loops_of_several_threads_may_write_briefly(brief: BriefStore) -> None:
-    async def many(first: int) -> None:
-        await asyncio.gather(*(brief.write(insert(first + number)) for number in range(100)))
-
-    threads = [threading.Thread(target=asyncio.run, args=(many(100 * place),)) for place in range(4)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(30)
-    assert numbers(brief) == list(range(400))
 
 
 def test_a_reader_follows_another_owner_and_cannot_write(store: Store) -> None:
@@ -578,13 +452,12 @@ def test_a_refused_sync_holds_for_good_whoever_met_it(
         assert numbers(store) == [1, 2]
 
 
-@KINDS
 async def test_the_last_commits_are_synced_by_closing_or_closing_says_so(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Store]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs = Syncs(monkeypatch)
     for fails in (False, True):
-        store = kind(tmp_path / f"{fails}.db", SCHEMA, sync_every_s=600.0)
+        store = Store(tmp_path / f"{fails}.db", SCHEMA, sync_every_s=600.0)
         await store.write(insert(1))
         syncs.until(1)  # then not for ten minutes
         late = asyncio.create_task(store.write(insert(2)))
@@ -601,15 +474,14 @@ async def test_the_last_commits_are_synced_by_closing_or_closing_says_so(
         syncs.count = 0
 
 
-@KINDS
 async def test_nothing_is_acknowledged_once_the_keeper_of_the_log_has_died(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Store]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def broken(fd: int) -> None:
         raise RuntimeError("no such luck")
 
     monkeypatch.setattr(os, "fdatasync", broken)
-    with kind(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
         async with asyncio.timeout(10):
             with pytest.raises(StoreError, match="no such luck"):
                 for number in range(10**9):
@@ -628,12 +500,11 @@ def test_a_sync_needs_no_descriptor(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.undo()
 
 
-@KINDS
 async def test_nothing_is_acknowledged_once_the_disk_has_refused_a_sync(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Store]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     syncs = Syncs(monkeypatch)
-    with kind(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
+    with Store(tmp_path / "notes.db", SCHEMA, sync_every_s=0.001) as store:
         syncs.fail = True
         await store.write(insert(1))
         syncs.until(1)
@@ -645,14 +516,13 @@ async def test_nothing_is_acknowledged_once_the_disk_has_refused_a_sync(
             store.write_now(insert(0))
 
 
-@KINDS
 async def test_the_log_begins_anew_under_writes_that_never_pause(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: type[Store]
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr("perilune.store.log.FOLD_EVERY_S", 0.01)
     monkeypatch.setattr("perilune.store.log.LONG_LOG_PAGES", 100)
     path, number = tmp_path / "notes.db", 0
-    with kind(path, SCHEMA, sync_every_s=0.001) as store:
+    with Store(path, SCHEMA, sync_every_s=0.001) as store:
         await store.write(insert(number))
         first = salts(path)
         async with asyncio.timeout(30):

@@ -133,8 +133,8 @@ class Settings:
     """TOML file with rate tiers; empty means the bundled ones."""
     ledger_durability: Literal["crash", "power"] = "crash"
     """What a call's row survives once it is acknowledged. `crash`: the end of the process, however it comes;
-    the disk is told every fifth of a second. `power`: the end of the machine too, at two waits for the
-    disk in every call. Keys, deposits and all else that operators enter survive both."""
+    a power cut may take the last half second. `power`: the end of the machine too, at two waits for the disk
+    in every call. Keys, deposits and all else that operators enter survive both."""
     ledger_months: int = field(default=13, metadata={"least": 1})
     """How many closed months of single calls the ledger keeps; of older ones it keeps the sums."""
     sampling_policy: Literal["", "strict", "clamp", "open"] = ""

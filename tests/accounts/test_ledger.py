@@ -1,12 +1,14 @@
 """The ledger: reserved before, settled once, never lost, never overdrawn, provably consistent."""
 
 import asyncio
+import errno
 import os
 import random
 import signal
 import sqlite3
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -167,29 +169,54 @@ async def test_orphans_are_closed_at_the_next_start(tmp_path: Path) -> None:
         assert accounts.verify() == ()
 
 
-async def test_what_a_full_disk_did_not_settle_is_settled_when_there_is_room(accounts: Accounts) -> None:
+async def test_what_a_full_disk_did_not_settle_is_settled_when_there_is_room(
+    accounts: Accounts, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """There is room for the end of each call that began; but a disk may be broken."""
+    held = [await reserve(accounts, accounts.local_principal(), f"r{number:03}") for number in range(9)]
+    usage = Usage(prompt_tokens=5, completion_tokens=1)
+
+    def full(fd: int, line: bytes, at: int) -> int:
+        raise OSError(errno.ENOSPC, "full")
+
+    monkeypatch.setattr(os, "pwrite", full)
+    for reservation in held:
+        with pytest.raises(StorageFull):
+            await accounts.settle(reservation, usage)
+    with pytest.raises(StorageFull):
+        await accounts.ledger.settle_late()
+    monkeypatch.undo()
+    await accounts.settle(held[-1], Usage(), outcome="failed")
+    assert await accounts.ledger.settle_late() == len(held)  # what came first holds
+    assert await accounts.ledger.settle_late() == 0
+    assert accounts.verify() == ()
+    rows = accounts.usage_rows(limit=1000)
+    assert {(row.outcome, row.charge) for row in rows[1:]} == {("finished", 5 * 950 + 4000)}
+
+
+async def test_while_the_tables_are_full_calls_end_and_none_begins(accounts: Accounts) -> None:
     held = [await reserve(accounts, accounts.local_principal(), f"r{number:03}") for number in range(400)]
     store = accounts.store
 
     def grow(room: int) -> None:
         pages = store.read("PRAGMA page_count")[0][0]
-        store.write_now(lambda db: db.execute(f"PRAGMA max_page_count={pages + room}").fetchone())
+        store._connection.execute(f"PRAGMA max_page_count={pages + room}").fetchone()
 
     store.write_now(lambda db: db.execute("CREATE TABLE ballast (x BLOB)"))
     grow(0)
     usage = Usage(prompt_tokens=5, completion_tokens=1)
-    settled = await asyncio.gather(*(accounts.settle(one, usage) for one in held), return_exceptions=True)
-    refused = [one for one in settled if isinstance(one, StorageFull)]
-    assert len(refused) > 10
+    for reservation in held:
+        await accounts.settle(reservation, usage)
     with pytest.raises(StorageFull):
-        await accounts.ledger.settle_late()
+        for number in range(10_000):
+            await reserve(accounts, accounts.local_principal(), f"s{number:05}")
     grow(1000)
-    await accounts.settle(held[-1], Usage(), outcome="failed")  # what came first holds
-    assert await accounts.ledger.settle_late() == len(refused)
-    assert await accounts.ledger.settle_late() == 0
+    accounts.usage_rows()
+    await reserve(accounts, accounts.local_principal(), "t")
     assert accounts.verify() == ()
-    rows = accounts.usage_rows(limit=1000)
-    assert {(row.outcome, row.charge) for row in rows[1:]} == {("finished", 5 * 950 + 4000)}
+    rows = accounts.usage_rows(before="s", limit=1000)
+    assert len(rows) == 400
+    assert {(row.outcome, row.charge) for row in rows} == {("finished", 5 * 950 + 4000)}
 
 
 async def test_a_price_is_never_edited(accounts: Accounts) -> None:
@@ -210,7 +237,40 @@ async def test_rows_page_from_the_newest(accounts: Accounts) -> None:
     assert [row.request_id for row in rest] == ["r2", "r1", "r0"]
 
 
-async def test_a_cancelled_wait_does_not_undo_a_settle(accounts: Accounts) -> None:
+@pytest.fixture
+def synced(tmp_path: Path) -> Iterator[Accounts]:
+    """Each call waits for the disk, twice."""
+    with Accounts.open(tmp_path, Settings(home=tmp_path, ledger_durability="power")) as accounts:
+        yield accounts
+
+
+async def test_a_cancelled_reserve_is_closed(synced: Accounts) -> None:
+    await reserve(synced, synced.local_principal(), "r0")
+    held, go = threading.Event(), threading.Event()
+    holding = asyncio.create_task(synced.store.write(lambda _: (held.set(), go.wait(10))))
+    assert await asyncio.to_thread(held.wait, 10)
+    task = asyncio.create_task(reserve(synced, synced.local_principal(), "r1"))
+    await asyncio.sleep(0)
+    assert [entry.request_id for _, entry in synced.store.waiting()] == ["r1"]
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    go.set()
+    await holding
+    row = synced.usage_rows()[0]
+    assert (row.request_id, row.outcome, row.charge) == ("r1", "aborted", 0)
+    assert synced.verify() == ()
+
+
+async def test_a_call_that_waits_for_the_disk_is_posted_when_it_is_answered(synced: Accounts) -> None:
+    reservation = await reserve(synced, synced.local_principal(), "r1")
+    assert synced.store.read("SELECT outcome FROM request", posted=False) == [("open",)]
+    await synced.settle(reservation, Usage(prompt_tokens=7))
+    assert synced.store.read("SELECT outcome FROM request", posted=False) == [("finished",)]
+
+
+async def test_a_cancelled_wait_does_not_undo_a_settle(synced: Accounts) -> None:
+    accounts = synced
     reservation = await reserve(accounts, accounts.local_principal(), "r1")
     task = asyncio.ensure_future(accounts.settle(reservation, Usage(prompt_tokens=7)))
     await asyncio.sleep(0)

@@ -7,6 +7,7 @@ import asyncio
 import json
 import os
 import random
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -15,6 +16,7 @@ from collections import Counter
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, closing
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 from kill_load import MODEL, Call, Crowd, Endpoint, Fate
@@ -105,9 +107,11 @@ class House:
         await asyncio.sleep(self.chance.uniform(0.0, 0.1))
 
     def left_open(self) -> dict[str, tuple[int, int]]:
-        with closing(sqlite3.connect(self.home / "accounts.db")) as connection:
-            found = connection.execute("SELECT id, uncached, reserved FROM request WHERE outcome = 'open'")
-            return {request_id: (prompt, reserved) for request_id, prompt, reserved in found}
+        with TemporaryDirectory(dir=self.home.parent) as folder:
+            copy = shutil.copytree(self.home, Path(folder) / "home")
+            with Accounts.open(copy, self.settings, close_orphans=False) as accounts:
+                rows = accounts.usage_rows(limit=10_000_000)
+        return {row.request_id: (row.uncached, row.reserved) for row in rows if row.outcome == "open"}
 
     # ---- what must hold once the server is up again
 

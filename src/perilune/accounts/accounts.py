@@ -24,6 +24,7 @@ from perilune.accounts.keys import Principal
 from perilune.accounts.ledger import Ledger
 from perilune.accounts.limits import Gate, Limits
 from perilune.accounts.organisations import LOCAL, Organisations
+from perilune.accounts.posting import CallPosting
 from perilune.accounts.prices import NANO_PER_USD, SEARCH, Buckets, PriceBook, TokenCounts
 from perilune.accounts.rows import Charge, Outcome, Reservation, UsageRow
 from perilune.accounts.tables import SCHEMA
@@ -101,7 +102,7 @@ class Accounts:
         Raises ConfigError (price book, tiers, key secret), StoreError."""
         prices, tiers = PriceBook.load(settings), TierBook.load(settings)
         later = SYNC_EVERY_S if settings.ledger_durability == "crash" else 0.0
-        store = Store(home / DATABASE, SCHEMA, sync_every_s=later)
+        store = Store(home / DATABASE, SCHEMA, sync_every_s=later, posting=CallPosting())
         try:
             accounts = cls(home, store, settings, prices, tiers, clock)
             if close_orphans:

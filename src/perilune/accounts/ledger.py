@@ -5,21 +5,24 @@ last byte leaves.
     settle    replace the reservation by the charge; a second settle changes nothing
     orphan    an open row found at start: its process died; it is settled by what is known of it
 
-A row and what it moves, the two accounts and with `prepaid` the organisation's wallet, change in one
-transaction (`accounts/holding.py`, `accounts/settling.py`), so they cannot disagree; `accounts/books.py`
-proves it.
+Who may call is decided by what is left in memory (`accounts/purses.py`). What was decided is entered in the
+day book (`accounts/entries.py`), which is safe at once, and posted a moment later to the row and to all that
+it moves, in one transaction (`accounts/posting.py`), so they cannot disagree; `accounts/books.py` proves it.
 """
 
 from __future__ import annotations
 
-import asyncio
+import contextlib
 import sqlite3
+import threading
 import time
 from collections.abc import Callable
 
-from perilune.accounts.holding import Pots, affordable, open_row, room, take, take_prepaid
+from perilune.accounts.entries import LONGEST, Opened, Released
 from perilune.accounts.keys import Principal
+from perilune.accounts.priced import enter_price
 from perilune.accounts.prices import Buckets, Price, upper_bound
+from perilune.accounts.purses import Purse, Purses
 from perilune.accounts.rows import (
     SEARCH_MODEL,
     Charge,
@@ -29,10 +32,11 @@ from perilune.accounts.rows import (
     find_row,
     list_rows,
 )
-from perilune.accounts.settling import Ending, Held, close, close_abandoned, close_found, close_orphans
+from perilune.accounts.settling import Ending, charge_of, close_orphans, find_charge, settled
+from perilune.accounts.used_ids import UsedIds
 from perilune.accounts.wallet import Prepaid
-from perilune.errors import StorageFull, StoreError
-from perilune.store import Store, Work
+from perilune.errors import InputError, StorageFull, StoreError
+from perilune.store import Store
 
 
 class Ledger:
@@ -46,7 +50,13 @@ class Ledger:
         self._store = store
         self._clock = clock
         self._prepaid = prepaid
-        self._pots: dict[int, Pots] = {}
+        self._lock = threading.Lock()
+        """Held while something is decided and entered."""
+        self._purses = Purses(store)
+        self._used = UsedIds(store)
+        self._open: set[str] = set()
+        self._prices: dict[str, tuple[Price, int]] = {}
+        """By version, those that are in the tables, with their numbers there."""
         self._late: dict[str, tuple[Reservation, Ending]] = {}
         """Calls that have ended and that a full disk did not let settle."""
 
@@ -68,49 +78,44 @@ class Ledger:
 
         Raises LimitReached (key budget), InsufficientBalance (project budget, balance), InputError for a
         request id that was used before. Then nothing is reserved, nor when the wait is cancelled."""
-        now = self._now()
-        prepaid = self._prepaid
-
-        def work(connection: sqlite3.Connection) -> Reservation:
+        price_id = self._price_id(price) or await self._enter_price(price)
+        prepaid = self._prepaid is not None
+        with self._lock:
+            purse = self._purses.of(principal)
             tokens = max_tokens
             if least_tokens is not None and least_tokens < max_tokens:
-                free = room(connection, principal, self._pots_of(connection, principal), prepaid is not None)
-                tokens = affordable(price, prompt_bound, least_tokens, max_tokens, free)
+                tokens = purse.affordable(price, prompt_bound, least_tokens, max_tokens, prepaid)
             amount = upper_bound(price, prompt_bound, tokens)
-            made = Reservation(request_id, principal, price, amount, tokens, prepaid is not None)
-            self._hold(connection, made, model, prompt_estimate, now)
-            return made
-
-        try:
-            return await self._store.write(work, brief=True)
-        except asyncio.CancelledError:
-            # The row may be on its way; writes run in order, so this one comes after it.
-            await self._store.write(lambda connection: close_abandoned(connection, request_id, now))
-            raise
+            made = Reservation(request_id, principal, price, amount, tokens, prepaid)
+            self._hold(purse, made, model, price_id, prompt_estimate)
+        if self._store.is_synced:
+            await self._secure(made)
+        return made
 
     async def reserve_search(self, principal: Principal, *, request_id: str, price: Price) -> Reservation:
         """Open a row for one web search; `settle` with one of `searches` charges it, `release` takes it back.
 
         Raises what `reserve` raises."""
-        now = self._now()
+        price_id = self._price_id(price) or await self._enter_price(price)
         made = Reservation(request_id, principal, price, price.search, 0, self._prepaid is not None)
-        try:
-            await self._store.write(lambda connection: self._hold(connection, made, SEARCH_MODEL, 0, now))
-        except asyncio.CancelledError:
-            await self.release(made)
-            raise
+        with self._lock:
+            self._hold(self._purses.of(principal), made, SEARCH_MODEL, price_id, 0)
+        if self._store.is_synced:
+            await self._secure(made)
         return made
 
-    async def release(self, reservation: Reservation) -> None:
+    async def release(self, made: Reservation) -> None:
         """Take the row of a search that was not made out again. Does nothing to one that is settled."""
-        ending = Ending(Buckets(), 0, "aborted", False, self._now())
-
-        def work(connection: sqlite3.Connection) -> None:
-            pots = self._pots_of(connection, reservation.principal)
-            if close(connection, Held.by(reservation, pots), ending):
-                connection.execute("DELETE FROM request WHERE id = ?", (reservation.request_id,))
-
-        await self._store.write(work)
+        with self._lock:
+            if made.request_id not in self._open:
+                return
+            purse = self._purses.of(made.principal)
+            entry = Released(made.request_id, made.amount, purse.payers(made.prepaid))
+            self._store.enter(entry)
+            purse.move(entry)
+            self._open.discard(made.request_id)
+            self._used.discard(made.request_id)
+        await self._store.secure()
 
     async def settle(
         self,
@@ -126,27 +131,24 @@ class Ledger:
         StorageFull, `settle_late` settles it so when there is room."""
         ending = Ending(buckets, reasoning, outcome, estimated, self._now())
         try:
-            return await self._store.write(self._closing(reservation, ending), brief=True)
+            charge = self._settle(reservation, ending)
         except StorageFull:
             self._late.setdefault(reservation.request_id, (reservation, ending))
             raise
+        if self._store.is_synced:
+            await self._store.secure()
+        return charge
 
     async def settle_late(self) -> int:
         """Settle what a full disk did not take, so that nothing stays reserved for calls that are over; how
         many. Raises StorageFull while it still is."""
         done = 0
         for request_id, (reservation, ending) in tuple(self._late.items()):
-            await self._store.write(self._closing(reservation, ending))
+            self._settle(reservation, ending)
             del self._late[request_id]
             done += 1
+        await self._store.secure()
         return done
-
-    def _closing(self, reservation: Reservation, ending: Ending) -> Work[Charge]:
-        def work(connection: sqlite3.Connection) -> Charge:
-            held = Held.by(reservation, self._pots_of(connection, reservation.principal))
-            return close(connection, held, ending) or close_found(connection, held.request_id, ending)
-
-        return work
 
     def close_orphans(self) -> int:
         """Settle the rows that a dead process left open; how many. Call it before any new `reserve`.
@@ -169,27 +171,53 @@ class Ledger:
         """Newest first; page on with the last id as `before`."""
         return list_rows(self._store, project_id, before, limit)
 
-    def _hold(
-        self, connection: sqlite3.Connection, made: Reservation, model: str, prompt_estimate: int, now: int
-    ) -> None:
-        """Reserve everywhere and write the row, or raise; then nothing of it stays."""
-        principal = made.principal
-        take(connection, principal, self._pots_of(connection, principal), made.amount)
-        if self._prepaid is not None and made.prepaid:
-            take_prepaid(connection, principal, made.amount, self._prepaid)
-        open_row(connection, made, model, prompt_estimate, now)
+    def _hold(self, purse: Purse, made: Reservation, model: str, price_id: int, prompt: int) -> None:
+        """Reserve everywhere and enter the row, or raise; then nothing of it stays."""
+        principal, request_id = made.principal, made.request_id
+        if self._used.has(request_id):
+            raise InputError(
+                f"{request_id} was used before", field="request_id", mend="every call needs its own"
+            )
+        purse.refuse_beyond(principal, made.amount, self._prepaid)
+        entry = Opened(
+            *(request_id, principal.key_id, principal.project_id, price_id, model),
+            *(made.amount, prompt, self._now(), purse.payers(made.prepaid)),
+        )
+        self._store.enter(entry, keep=LONGEST * (len(self._open) + 1))
+        purse.move(entry)
+        self._open.add(request_id)
+        self._used.add(request_id)
 
-    def _pots_of(self, connection: sqlite3.Connection, principal: Principal) -> Pots:
-        """A key's accounts never change, so they are looked up once. On the writer thread."""
-        pots = self._pots.get(principal.key_id)
-        if pots is None:
-            found = connection.execute(
-                """SELECT k.account_id, p.account_id FROM api_key k JOIN project p ON p.id = k.project_id
-                WHERE k.id = ?""",
-                (principal.key_id,),
-            ).fetchone()
-            pots = self._pots[principal.key_id] = Pots(*found)
-        return pots
+    async def _secure(self, made: Reservation) -> None:
+        try:
+            await self._store.secure()
+        except BaseException:
+            with contextlib.suppress(StoreError):  # of a store that takes nothing more the caller hears
+                self._settle(made, Ending(Buckets(), 0, "aborted", False, self._now()))
+            raise
+
+    def _settle(self, made: Reservation, ending: Ending) -> Charge:
+        with self._lock:
+            if made.request_id not in self._open:
+                charge = find_charge(self._store, made)
+                if charge is not None:
+                    return charge
+            purse = self._purses.of(made.principal)
+            payers = purse.payers(made.prepaid)
+            entry = settled(made.request_id, made.amount, payers, made.price, ending, purse.wallet.voucher)
+            self._store.enter(entry)
+            purse.move(entry)
+            self._open.discard(made.request_id)
+        return charge_of(entry, made.price.version)
+
+    def _price_id(self, price: Price) -> int | None:
+        known = self._prices.get(price.version)
+        return None if known is None or known[0] != price else known[1]
+
+    async def _enter_price(self, price: Price) -> int:
+        number = await self._store.write(lambda connection: enter_price(connection, price))
+        self._prices[price.version] = (price, number)
+        return number
 
     def _now(self) -> int:
         return int(self._clock() * 1000)

@@ -1,4 +1,4 @@
-"""Replacing a reservation by the charge, on the writer thread: in the row, in two accounts, in the wallet."""
+"""How a call ends: the entry that charges it, and what is done about rows that nobody ended."""
 
 from __future__ import annotations
 
@@ -6,42 +6,19 @@ import sqlite3
 from datetime import date
 from typing import NamedTuple
 
-from perilune.accounts.holding import Pots
+from perilune.accounts.entries import Opened, Payers, Settled
+from perilune.accounts.posting import post
 from perilune.accounts.prices import Buckets, Price
 from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.errors import StoreError
+from perilune.store import Store
 
-CLOSE = """UPDATE request SET outcome = ?, estimated = ?, charge = ?, uncached = ?, cached = ?, output = ?,
-    searches = ?, reasoning = ?, settled_ms = ?, from_voucher = COALESCE(
-        (SELECT CASE WHEN voucher < ? THEN voucher ELSE ? END FROM wallet WHERE organisation_id = ?), 0)
-    WHERE id = ? AND outcome = 'open'"""
-PAY = """UPDATE wallet SET
-    cash = cash - CASE WHEN voucher < ? THEN ? - voucher ELSE 0 END,
-    voucher = voucher - CASE WHEN voucher < ? THEN voucher ELSE ? END,
-    reserved = reserved - ? WHERE organisation_id = ?"""
-SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved - ? WHERE id = ?"
-FOUND = """SELECT r.outcome, r.reserved, r.prepaid, k.account_id, p.account_id, p.organisation_id,
-        v.name, v.input, v.cached_input, v.output, v.search,
-        r.charge, r.uncached, r.cached, r.output, r.searches, r.estimated
+ORPHANS = """SELECT r.id, r.reserved, r.uncached, r.prepaid, k.account_id, p.account_id, p.organisation_id,
+        v.name, v.input, v.cached_input, v.output, v.search
     FROM request r JOIN price_version v ON v.id = r.price_id
-    JOIN api_key k ON k.id = r.key_id JOIN project p ON p.id = r.project_id WHERE r.id = ?"""
-
-
-class Held(NamedTuple):
-    """What settling an open row needs to know of it."""
-
-    request_id: str
-    amount: int
-    prepaid: bool
-    pots: Pots
-    organisation_id: int
-    price: Price
-    version: str
-
-    @classmethod
-    def by(cls, made: Reservation, pots: Pots) -> Held:
-        organisation, price = made.principal.organisation_id, made.price
-        return cls(made.request_id, made.amount, made.prepaid, pots, organisation, price, price.version)
+    JOIN api_key k ON k.id = r.key_id JOIN project p ON p.id = r.project_id WHERE r.settled_ms IS NULL"""
+FOUND = """SELECT r.charge, v.name, r.outcome, r.uncached, r.cached, r.output, r.searches, r.estimated
+    FROM request r JOIN price_version v ON v.id = r.price_id WHERE r.id = ?"""
 
 
 class Ending(NamedTuple):
@@ -54,45 +31,65 @@ class Ending(NamedTuple):
     at_ms: int
 
 
-def close(connection: sqlite3.Connection, held: Held, ending: Ending) -> Charge | None:
-    """Charge the call, or None when its row is not open. Granted credit is spent before cash."""
+def settled(
+    request_id: str, amount: int, payers: Payers, price: Price, ending: Ending, voucher: int
+) -> Settled:
+    """The entry that ends a call for which `amount` was set aside. Granted credit, of which there is
+    `voucher`, is spent before cash."""
     buckets = ending.buckets
-    charge, payer = held.price.charge(buckets), held.organisation_id
-    counts = (buckets.uncached, buckets.cached, buckets.output, buckets.searches, ending.reasoning)
-    how = (ending.outcome, int(ending.estimated), charge, *counts, ending.at_ms)
-    # Only what was reserved in a wallet is paid from it: nobody has the number 0.
-    wallet = (charge, charge, payer if held.prepaid else 0)
-    if connection.execute(CLOSE, (*how, *wallet, held.request_id)).rowcount != 1:
-        return None
-    if held.prepaid:
-        connection.execute(PAY, (*[charge] * 4, held.amount, payer))
-    connection.executemany(SPEND, [(charge, held.amount, pot) for pot in held.pots])
-    return Charge(held.request_id, charge, held.version, ending.outcome, buckets, ending.estimated)
-
-
-def close_found(connection: sqlite3.Connection, request_id: str, ending: Ending) -> Charge:
-    """The same for a row of which only the id is known. One that is not open keeps the charge it has.
-    Raises StoreError when there is none."""
-    row = connection.execute(FOUND, (request_id,)).fetchone()
-    if row is None:
-        raise StoreError(f"request {request_id} was never opened", mend="reserve before you settle")
-    outcome, amount, prepaid, key, project, organisation, version, *rates = row[:11]
-    price = Price(version, date.min, *rates)
-    held = Held(request_id, amount, bool(prepaid), Pots(key, project), organisation, price, version)
-    return close(connection, held, ending) or Charge(
-        request_id, row[11], version, outcome, Buckets(*row[12:16]), bool(row[16])
+    charge = price.charge(buckets)
+    return Settled(
+        request_id,
+        ending.outcome,
+        ending.estimated,
+        charge,
+        min(charge, voucher) if payers.wallet else 0,
+        buckets.uncached,
+        buckets.cached,
+        buckets.output,
+        buckets.searches,
+        ending.reasoning,
+        ending.at_ms,
+        amount,
+        payers,
     )
 
 
-def close_abandoned(connection: sqlite3.Connection, request_id: str, now: int) -> None:
-    """Close a call that was never made, if its row was opened at all."""
-    if connection.execute("SELECT 1 FROM request WHERE id = ?", (request_id,)).fetchone():
-        close_found(connection, request_id, Ending(Buckets(), 0, "aborted", False, now))
+def charge_of(entry: Settled, version: str) -> Charge:
+    buckets = Buckets(entry.uncached, entry.cached, entry.output, entry.searches)
+    return Charge(entry.request_id, entry.charge, version, entry.outcome, buckets, entry.estimated)
+
+
+def find_charge(store: Store, made: Reservation) -> Charge | None:
+    """What the call was charged, also where that is not posted yet; None while it is open.
+
+    Raises StoreError when it was never opened."""
+    is_open = False
+    for _, entry in store.waiting():  # first: what is posted meanwhile is found in the tables
+        if entry.request_id == made.request_id:
+            if isinstance(entry, Settled):
+                return charge_of(entry, made.price.version)
+            is_open = isinstance(entry, Opened)
+    rows = store.read(FOUND, (made.request_id,))
+    if is_open or (rows and rows[0][2] == "open"):
+        return None
+    if not rows:
+        raise StoreError(f"request {made.request_id} was never opened", mend="reserve before you settle")
+    charge, version, outcome, *counts, estimated = rows[0]
+    return Charge(made.request_id, charge, version, outcome, Buckets(*counts), bool(estimated))
 
 
 def close_orphans(connection: sqlite3.Connection, now: int) -> int:
     """Close what a dead process left open; how many rows."""
-    rows = connection.execute("SELECT id, uncached FROM request WHERE settled_ms IS NULL").fetchall()
-    for request_id, prompt in rows:
-        close_found(connection, request_id, Ending(Buckets(uncached=prompt), 0, "orphaned", True, now))
-    return len(rows)
+    vouchers = dict(connection.execute("SELECT organisation_id, voucher FROM wallet").fetchall())
+    entries = []
+    for request_id, amount, prompt, prepaid, *rest in connection.execute(ORPHANS).fetchall():
+        payers = Payers(rest[0], rest[1], rest[2] if prepaid else 0)
+        price = Price(rest[3], date.min, *rest[4:])
+        ending = Ending(Buckets(uncached=prompt), 0, "orphaned", True, now)
+        entry = settled(request_id, amount, payers, price, ending, vouchers.get(payers.wallet, 0))
+        if payers.wallet:
+            vouchers[payers.wallet] -= entry.granted
+        entries.append(entry)
+    post(connection, entries)
+    return len(entries)

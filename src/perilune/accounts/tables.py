@@ -10,6 +10,8 @@ rows were deleted.
 All money is integer nano-USD, all times are milliseconds since 1970.
 """
 
+from perilune.store import daybook
+
 SCHEMA: tuple[str, ...] = (
     """CREATE TABLE account (
         id INTEGER PRIMARY KEY,
@@ -123,4 +125,5 @@ SCHEMA: tuple[str, ...] = (
     "ALTER TABLE api_key ADD COLUMN last_used_ms INTEGER",
     # Open rows are those without a time of settling, so another index has them already.
     "DROP INDEX request_open",
+    *daybook.TABLE,
 )

@@ -24,8 +24,6 @@ LONGEST_TEXT = 500
 MOST_NANO = 1 << 60
 """About a thousand million USD: keeps every sum within the books' integers."""
 
-AVAILABLE = "voucher + CASE WHEN cash > 0 THEN cash ELSE 0 END - reserved"
-
 
 @dataclass(frozen=True)
 class Prepaid:

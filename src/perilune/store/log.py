@@ -28,8 +28,8 @@ class LogKeeper:
         self.failure = ""
         """Why nothing more may be acknowledged."""
         self.log_is_long = False
-        self.is_busy = False
-        """Whether the log is on its way to the disk just now."""
+        self.is_syncing = False
+        """While the log goes to the disk, the kernel may keep those waiting who add to it."""
         self._path = path
         self._every_s = every_s
         # Held open: the kernel tells a write that failed behind our back once to each open file, and to one
@@ -87,13 +87,13 @@ class LogKeeper:
         folded = time.monotonic()
         try:
             while self._written.wait() and not self._stopping.is_set():
-                self.is_busy = True
                 self._written.clear()  # before the sync: a commit during it asks for another
+                self.is_syncing = True
                 self.sync()
+                self.is_syncing = False
                 if time.monotonic() - folded >= FOLD_EVERY_S:
                     self.log_is_long = fold_log(self._connection, "PASSIVE") > LONG_LOG_PAGES
                     folded = time.monotonic()
-                self.is_busy = False
                 self._stopping.wait(self._every_s)
         except BaseException as error:  # noqa: BLE001  the thread's edge: the writer must hear of it
             self.failure = self.failure or repr(error)
