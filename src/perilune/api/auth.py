@@ -6,6 +6,7 @@ exist. The path in the request's URL plays no part in the decision: only the mat
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from functools import partial
 
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -27,7 +28,7 @@ class Guarded:
         self._needs = needs
         self._strangers = strangers
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         try:
             secret = bearer(header(scope, b"authorization"))
             principal = self._accounts.authenticate(secret, self._needs)
@@ -37,7 +38,7 @@ class Guarded:
             raise
         scope["perilune.principal"] = principal
         scope["perilune.limits"] = partial(rate_headers, self._accounts, principal)
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)
 
 
 def principal_of(scope: Scope) -> Principal:

@@ -9,7 +9,6 @@ event of the stream, which ends without `[DONE]`.
 from __future__ import annotations
 
 import time
-from contextlib import aclosing
 
 from starlette.types import Receive, Scope, Send
 
@@ -80,9 +79,11 @@ class ChatCompletions:
             return
         assembler = Assembler()
         with ClientPresent(scope, receive):
-            async with aclosing(answer):
+            try:
                 async for burst in answer:
                     assembler.add_all(burst)
+            finally:
+                await answer.aclose()
         completion = assembler.completion()
         body = encode_completion(completion, id=answer_id, model=name, created=created)
         await send_json(send, body, headers=adjusted.headers())
@@ -92,7 +93,7 @@ async def _stream(answer: Bursts, encoder: ChunkEncoder, present: ClientPresent,
     last = b""
     try:
         with present, out:
-            async with aclosing(answer):
+            try:
                 async for burst in answer:
                     for event in burst:
                         data = encoder.encode(event)
@@ -100,6 +101,8 @@ async def _stream(answer: Bursts, encoder: ChunkEncoder, present: ClientPresent,
                             last = data  # kept back until the call is settled
                         elif not out.hold(data):
                             await out.write(data)
+            finally:
+                await answer.aclose()
     except ClientGone:
         raise
     except Exception as error:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Awaitable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -53,17 +53,21 @@ def _behind(door: Door, accounts: Accounts, strangers: Strangers) -> ASGIApp:
 
 class _ShortWay:
     """Straight to the row of a request whose method and path are those of the table, letter for letter; by
-    way of Starlette for all others. What Starlette does there costs as much as all the rest of a row."""
+    way of Starlette for all others. What Starlette does there costs as much as all the rest of a row.
+
+    As other layers that wait for nothing, it gives back what the next one is awaited by: a coroutine of its
+    own would be gone through each time that the request goes on."""
 
     def __init__(self, exact: Mapping[tuple[str, str], ASGIApp], others: ASGIApp) -> None:
         self._exact = exact
         self._others = others
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         row = self._exact.get((scope["method"], scope["path"])) if scope["type"] == "http" else None
-        if row is not None:
-            scope["perilune.route"] = scope["path"]
-        await (row or self._others)(scope, receive, send)
+        if row is None:
+            return self._others(scope, receive, send)
+        scope["perilune.route"] = scope["path"]
+        return row(scope, receive, send)
 
 
 class _Named:
@@ -74,6 +78,6 @@ class _Named:
         self._app = app
         self._path = path
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         scope["perilune.route"] = self._path
-        await self._app(scope, receive, send)
+        return self._app(scope, receive, send)

@@ -7,6 +7,8 @@ import copy
 import logging
 import re
 import time
+from collections.abc import Awaitable
+from itertools import repeat
 
 from starlette.exceptions import HTTPException
 from starlette.requests import Request as HttpRequest
@@ -47,18 +49,17 @@ class Edge:
         began = time.perf_counter()
         status = 0
 
-        async def send_with_id(message: Message) -> None:
+        def send_with_id(message: Message) -> Awaitable[None]:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                value = request_id.encode()
                 limits = scope.get("perilune.limits")
                 message["headers"] = [
                     *message.get("headers", ()),
-                    *[(name, value) for name in ID_HEADERS],
+                    *zip(ID_HEADERS, repeat(request_id.encode())),
                     *(limits() if limits else ()),
                 ]
-            await send(message)
+            return send(message)
 
         try:
             await self._app(scope, receive, send_with_id)

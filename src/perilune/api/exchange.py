@@ -42,17 +42,20 @@ class Exchange(RequestResponseCycle):
         self._left = 0
         """Bytes that an answer of known length still owes."""
 
-    @property
-    def has_whole_body(self) -> bool:
-        """Whether `receive` gives the whole body at once."""
-        return self._news and not self.more_body and not self.disconnected
+    def whole_body(self) -> bytes | None:
+        """The body, where all of it has come; mostly it comes with its head. None where it is still to be
+        received piece by piece."""
+        if self.more_body or not self._news or self.disconnected or self.waiting_for_100_continue:
+            return None
+        self.flow.resume_reading()
+        return self._take_body()
 
     def when_gone(self, call: Callable[[], None] | None) -> None:
         """Have it called once when the client has closed the connection; None: no longer."""
         self._on_gone = call
         if self.disconnected:
             self.set()
-        else:
+        elif call is not None:
             self.flow.resume_reading()  # else nobody would hear of the end
 
     def set(self) -> None:
@@ -72,12 +75,13 @@ class Exchange(RequestResponseCycle):
             self.flow.resume_reading()
             if not self._news:
                 await self._wait()
-            self._news = False
         if self.disconnected or self.response_complete:
             return {"type": "http.disconnect"}
-        message = {"type": "http.request", "body": bytes(self.body), "more_body": self.more_body}
-        self.body = bytearray()
-        return message
+        return {"type": "http.request", "body": self._take_body(), "more_body": self.more_body}
+
+    def _take_body(self) -> bytes:
+        body, self.body, self._news = bytes(self.body), bytearray(), False
+        return body
 
     async def _wait(self) -> None:
         self._waiter = asyncio.get_running_loop().create_future()
@@ -108,25 +112,25 @@ class Exchange(RequestResponseCycle):
     def _begin(self, message: Message) -> None:
         status: int = message["status"]
         headers = [*self.default_headers, *message.get("headers", ())]
-        closes = False
-        for name, value in headers:
-            if name == b"content-length":
-                self._left, self.chunked_encoding = int(value), False
-            elif name == b"connection" and value.lower() == b"close":
-                closes, self.keep_alive = True, False
-        if not self.keep_alive and not closes:
+        known = dict(headers)
+        if b"content-length" in known:
+            self._left, self.chunked_encoding = int(known[b"content-length"]), False
+        if known.get(b"connection", b"").lower() == b"close":
+            self.keep_alive = False
+        elif not self.keep_alive:
             headers.append((b"connection", b"close"))
         if self.chunked_encoding is None:
             self.chunked_encoding = status not in BODILESS and self.scope["method"] != "HEAD"
             if self.chunked_encoding:
                 headers.append((b"transfer-encoding", b"chunked"))
-        lines = b"".join([name + b": " + value + b"\r\n" for name, value in headers])
+        lines = b"\r\n".join([*map(b": ".join, headers), b"\r\n"])
         # One that holds the end of a line would add headers, or an answer, of somebody else's making.
-        if lines.count(b"\n") != len(headers) or lines.count(b"\r") != len(headers) or b"\0" in lines:
+        ends = len(headers) + 1
+        if lines.count(b"\n") != ends or lines.count(b"\r") != ends or b"\0" in lines:
             raise RuntimeError("a header of the answer holds a control character")
         self.response_started = True
         self.waiting_for_100_continue = False
-        self._head = STATUS_LINE[status] + lines + b"\r\n"
+        self._head = STATUS_LINE[status] + lines
 
     def _write(self, body: bytes, more: bool) -> None:
         if self.scope["method"] == "HEAD":

@@ -4,7 +4,7 @@ address with others, and against web pages that give their own name to a server 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Awaitable, Iterable
 
 from starlette.exceptions import HTTPException
 from starlette.types import ASGIApp, Receive, Scope, Send
@@ -39,9 +39,9 @@ class KnownHosts:
         self._names = frozenset(names)
         self._refusal = Edge(_refuse, counters)
 
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+    def __call__(self, scope: Scope, receive: Receive, send: Send) -> Awaitable[None]:
         known = scope["type"] != "http" or scope["path"] in PROBED or host_of(scope) in self._names
-        await (self._app if known else self._refusal)(scope, receive, send)
+        return (self._app if known else self._refusal)(scope, receive, send)
 
 
 def host_of(scope: Scope) -> str:

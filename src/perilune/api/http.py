@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
+from collections.abc import Awaitable
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -43,19 +44,18 @@ class ClientGone(Exception):
 
 def header(scope: Scope, name: bytes) -> str:
     """The first header of that (lower-case) name; empty when there is none."""
-    value: bytes
-    for key, value in scope["headers"]:
-        if key == name:
-            return value.decode("latin-1")
-    return ""
+    headers: dict[bytes, bytes] | None = scope.get("perilune.headers")
+    if headers is None:  # from the last to the first, for the first of a name is the one that stays
+        headers = scope["perilune.headers"] = dict(reversed(scope["headers"]))
+    return headers.get(name, b"").decode("latin-1")
 
 
-async def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> bytes:
+def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> Awaitable[bytes]:
     """`read_body` of a JSON body. Raises HTTPException for another type too."""
     kind = header(scope, b"content-type").partition(";")[0].strip().lower()
     if kind and kind != "application/json" and not kind.endswith("+json"):
         raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
-    return await read_body(scope, receive, limit)
+    return read_body(scope, receive, limit)
 
 
 async def read_body(
@@ -70,8 +70,8 @@ async def read_body(
         # Else a few KB could hold many MB.
         raise HTTPException(415, "content-encoding: encoded bodies are not read here (send it plain)", CLOSE)
     exchange = exchange_of(scope)
-    if exchange is not None and exchange.has_whole_body:  # mostly it came with its head: nothing to wait for
-        body: bytes = (await receive())["body"]
+    body = exchange.whole_body() if exchange is not None else None
+    if body is not None:
         if len(body) > limit:
             raise too_large or _too_large(limit)
         return body

@@ -9,7 +9,7 @@ import os
 import resource
 import time
 from bisect import bisect_left
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
@@ -36,17 +36,16 @@ class HttpCounters:
     def __init__(self) -> None:
         self.answers: Counter[tuple[str, str, int]] = Counter()
         """(route, method, status) -> answers."""
-        self._times: dict[str, list[int]] = {}
-        self._sums: dict[str, float] = {}
+        self._times: defaultdict[str, list[int]] = defaultdict(lambda: [0] * (len(SECONDS) + 1))
+        self._sums: defaultdict[str, float] = defaultdict(float)
         self.began = time.time()
 
     def answered(self, scope: Scope, status: int, seconds: float) -> None:
         route = scope.get("perilune.route", OTHER)
         method = scope["method"] if scope["method"] in METHODS else OTHER
         self.answers[route, method, status] += 1
-        times = self._times.setdefault(route, [0] * (len(SECONDS) + 1))
-        times[bisect_left(SECONDS, seconds)] += 1
-        self._sums[route] = self._sums.get(route, 0.0) + seconds
+        self._times[route][bisect_left(SECONDS, seconds)] += 1
+        self._sums[route] += seconds
 
     def histogram(self) -> Iterable[tuple[str, Labels, str]]:
         """(suffix of the name, labels, value)."""

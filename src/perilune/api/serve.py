@@ -74,6 +74,7 @@ class Server:
         config = uvicorn.Config(
             self._app,
             http=cast(type[asyncio.Protocol], partial(Connection, most=self._settings.max_connections)),
+            interface="asgi3",
             loop="none",
             ws="none",
             lifespan="off",
