@@ -21,11 +21,11 @@ class Counters:
         """Error code -> calls that limits, budgets or balance refused."""
 
     def settled(self, charge: Charge) -> None:
-        version = charge.price_version
+        version, tokens, buckets = charge.price_version, self.tokens, charge.buckets
         self.calls[version, charge.outcome] += 1
-        self.tokens[version, "uncached"] += charge.buckets.uncached
-        self.tokens[version, "cached"] += charge.buckets.cached
-        self.tokens[version, "output"] += charge.buckets.output
+        tokens[version, "uncached"] += buckets.uncached
+        tokens[version, "cached"] += buckets.cached
+        tokens[version, "output"] += buckets.output
         self.nano_usd[version] += charge.nano_usd
 
     def refused(self, code: str) -> None:

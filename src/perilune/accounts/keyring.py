@@ -118,7 +118,7 @@ class Keyring:
                 "Invalid Authentication: the API key is not valid",
                 mend="check it, or use one from keys.json in HOME",
             )
-        if self._expired(row):
+        if row.expires_ms is not None and self._expired(row):
             raise InvalidKey("Invalid Authentication: the API key has expired", mend="make a new one")
         if scope not in row.principal.scopes:
             raise Forbidden(

@@ -89,11 +89,6 @@ class _Meters:
         self.tokens = Window(MINUTE_S)
         self.day_tokens = Window(DAY_S)
 
-    def expire(self, now: float) -> None:
-        self.requests.expire(now)
-        self.tokens.expire(now)
-        self.day_tokens.expire(now)
-
 
 @dataclass(frozen=True)
 class Standing:
@@ -150,24 +145,30 @@ class Limits:
         meters = self._meters.get(organisation_id)
         if meters is None:
             meters = self._meters[organisation_id] = _Meters()
-        meters.expire(now)
-        _check(meters, tier, tokens, who, now)
-        meters.running += 1
+        if tier.concurrency and meters.running >= tier.concurrency:
+            text = f"request reached organization max concurrency: {tier.concurrency}"
+            raise _reached(who, text, BUSY_RETRY_S)
         taken: list[tuple[Window, int]] = []
-        for limit, window, amount in (
-            (tier.rpm, meters.requests, 1),
-            (tier.tpm, meters.tokens, tokens),
-            (tier.tpd, meters.day_tokens, tokens),
+        for name, limit, window, amount in (
+            ("RPM", tier.rpm, meters.requests, 1),
+            ("TPM", tier.tpm, meters.tokens, tokens),
+            ("TPD", tier.tpd, meters.day_tokens, tokens),
         ):
             if limit:
-                window.take(amount, now)
+                window.expire(now)
+                if window.total + amount > limit:
+                    raise _beyond(name, limit, window, amount, who, now)
                 taken.append((window, amount))
+        for window, amount in taken:
+            window.take(amount, now)
+        meters.running += 1
         return Gate(meters, taken, now)
 
     def standing(self, organisation_id: int) -> Standing:
         meters = self._meters.get(organisation_id) or _Meters()
         now = self._clock()
-        meters.expire(now)
+        for window in (meters.requests, meters.tokens, meters.day_tokens):
+            window.expire(now)
         return Standing(
             meters.running,
             meters.requests.total,
@@ -191,22 +192,18 @@ class Limits:
         return sum(meters.running for meters in self._meters.values())
 
 
-def _check(meters: _Meters, tier: Tier, tokens: int, who: str, now: float) -> None:
-    if tier.concurrency and meters.running >= tier.concurrency:
-        raise _reached(who, f"request reached organization max concurrency: {tier.concurrency}", BUSY_RETRY_S)
-    if tier.rpm and meters.requests.total >= tier.rpm:
-        wait = meters.requests.wait(meters.requests.total + 1 - tier.rpm, now)
-        raise _reached(who, f"request reached organization max RPM: {tier.rpm}", wait)
-    for name, window, limit in (("TPM", meters.tokens, tier.tpm), ("TPD", meters.day_tokens, tier.tpd)):
-        if not limit or window.total + tokens <= limit:
-            continue
+def _beyond(name: str, limit: int, window: Window, amount: int, who: str, now: float) -> LimitReached:
+    """Why so much more does not fit into that window."""
+    if name == "RPM":
+        text = f"request reached organization max RPM: {limit}"
+    else:
         text = f"request reached organization {name} rate limit, current:{window.total}, limit:{limit}"
-        if tokens > limit:
-            raise LimitReached(
-                f"Your account {who} {text}: this call alone asks for {tokens} tokens",
-                mend="lower max_tokens or shorten the conversation",
-            )
-        raise _reached(who, text, window.wait(window.total + tokens - limit, now))
+    if amount > limit:
+        return LimitReached(
+            f"Your account {who} {text}: this call alone asks for {amount} tokens",
+            mend="lower max_tokens or shorten the conversation",
+        )
+    return _reached(who, text, window.wait(window.total + amount - limit, now))
 
 
 def _reached(who: str, text: str, wait: float) -> LimitReached:

@@ -92,6 +92,7 @@ class PriceBook:
         self._day = 0
         """Since 1970."""
         self._today: dict[str, Price] = {}
+        """Each call asks twice, so the day's answers are kept."""
         for price in sorted(prices, key=lambda one: one.since):
             versions = self._versions.setdefault(price.id, [])
             if versions and versions[-1].since == price.since:
@@ -120,7 +121,13 @@ class PriceBook:
 
         Raises ConfigError for an id that the book does not have."""
         if on is None:
-            return self._todays(price_id)
+            day = int(time.time() // DAY_S)
+            if day != self._day:
+                self._day, self._today = day, {}
+            found = self._today.get(price_id)
+            if found is None:
+                found = self._today[price_id] = self.price(price_id, datetime.now(UTC).date())
+            return found
         versions = self._versions.get(price_id)
         if versions is None:
             raise ConfigError(
@@ -132,16 +139,6 @@ class PriceBook:
             if price.since <= on:
                 return price
         return versions[0]
-
-    def _todays(self, price_id: str) -> Price:
-        """Every call asks twice, so the day's answers are kept."""
-        day = int(time.time() // DAY_S)
-        if day != self._day:
-            self._day, self._today = day, {}
-        found = self._today.get(price_id)
-        if found is None:
-            found = self._today[price_id] = self.price(price_id, datetime.now(UTC).date())
-        return found
 
     def charge(self, price_id: str, usage: TokenCounts, on: date | None = None) -> int:
         """What this usage costs, in nano-USD."""

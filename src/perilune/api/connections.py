@@ -8,6 +8,7 @@ byte now and then would hold all of them.
 from __future__ import annotations
 
 import asyncio
+import functools
 import logging
 from http import HTTPStatus
 from typing import Any, cast
@@ -15,6 +16,7 @@ from urllib.parse import unquote
 
 import httptools
 import msgspec
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from perilune.api.exchange import Exchange
@@ -34,6 +36,14 @@ more is taken from the model either."""
 
 class HeadTooLarge(Exception):
     """Goes through the parser, which makes a fault of the client of it."""
+
+
+@functools.lru_cache(maxsize=64)
+def _parts_of(url: bytes) -> tuple[str, bytes, bytes]:
+    """The path in plain, as it was sent, and the query; kept, for most requests have one of a few URLs."""
+    parts = httptools.parse_url(url)
+    path = parts.path.decode("ascii")
+    return unquote(path) if "%" in path else path, parts.path, parts.query or b""
 
 
 class Connection(HttpToolsProtocol):
@@ -85,7 +95,8 @@ class Connection(HttpToolsProtocol):
             self._head_timer = self.loop.call_later(HEAD_S, self._head_is_late)
 
     def on_headers_complete(self) -> None:
-        self._no_head_timer()
+        if self._head_timer is not None:
+            self._no_head_timer()
         self._in_head = False
         if self._head_bytes > MAX_HEAD_BYTES and self._size_of_head() > MAX_HEAD_BYTES:
             raise HeadTooLarge
@@ -94,26 +105,13 @@ class Connection(HttpToolsProtocol):
 
     def _begin_exchange(self) -> None:
         """As uvicorn does it, but for what we never ask it for: WebSockets, a root path, a log, a limit."""
-        version, url, scope = self.parser.get_http_version(), httptools.parse_url(self.url), self.scope
-        path = url.path.decode("ascii")
+        version, scope = self.parser.get_http_version(), self.scope
         scope["method"] = self.parser.get_method().decode("ascii")
         scope["http_version"] = version
-        scope["path"] = unquote(path) if "%" in path else path
-        scope["raw_path"] = url.path
-        scope["query_string"] = url.query or b""
+        scope["path"], scope["raw_path"], scope["query_string"] = _parts_of(self.url)
         before = self.cycle
-        exchange = self.cycle = Exchange(
-            scope=scope,
-            transport=self.transport,
-            flow=self.flow,
-            logger=self.logger,
-            access_logger=self.access_logger,
-            access_log=False,
-            default_headers=self.server_state.default_headers,
-            expect_100_continue=self.expect_100_continue,
-            keep_alive=version != "1.0" and self.parser.should_keep_alive(),
-            on_response=self.on_response_complete,
-        )
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        exchange = self.cycle = Exchange(scope, self, keep_alive)
         if before is None or before.response_complete:
             self._running = exchange
             self._start_asgi_task(exchange, self.app)
@@ -121,9 +119,21 @@ class Connection(HttpToolsProtocol):
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))
 
+    def on_body(self, body: bytes) -> None:
+        """As uvicorn does it, but for WebSockets."""
+        exchange = self.cycle
+        if not exchange.response_complete:
+            exchange.body += body
+            if len(exchange.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            exchange.message_event.set()
+
     def on_message_complete(self) -> None:
+        """As uvicorn does it, but for WebSockets."""
         self._in_head = True
-        super().on_message_complete()
+        if not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
     def on_response_complete(self) -> None:
         """As uvicorn does it, with one timer for all the pauses of a connection."""

@@ -11,7 +11,8 @@ from collections.abc import Callable
 from typing import Any, cast
 
 from starlette.types import Message, Scope
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, RequestResponseCycle
+from uvicorn._types import HTTPScope
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 KEY = "perilune.exchange"
 """Where a request's scope holds its Exchange. Servers other than ours put none there."""
@@ -31,9 +32,24 @@ NOBODY = cast(asyncio.Event, _Nobody())
 class Exchange(RequestResponseCycle):
     """It is its own `message_event` too: the connection `set`s it when there is news."""
 
-    def __init__(self, **given: Any) -> None:
-        super().__init__(message_event=cast(asyncio.Event, self), **given)
-        cast(dict[str, Any], self.scope)[KEY] = self
+    def __init__(self, scope: HTTPScope, connection: HttpToolsProtocol, keep_alive: bool) -> None:
+        """What uvicorn's own sets, but for its log of requests."""
+        self.scope = scope
+        self.transport = connection.transport
+        self.flow = connection.flow
+        self.logger = connection.logger
+        self.default_headers = connection.server_state.default_headers
+        self.message_event = cast("asyncio.Event", self)
+        self.on_response = connection.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = connection.expect_100_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self.chunked_encoding = None
+        cast("Scope", scope)[KEY] = self
         self._news = False
         self._waiter: asyncio.Future[None] | None = None
         self._on_gone: Callable[[], None] | None = None
@@ -155,7 +171,7 @@ class Exchange(RequestResponseCycle):
         self.set()
         # Without the circles through itself it is gone when its answer is, and so is a body that nobody read.
         self.body, self.message_event = bytearray(), NOBODY
-        cast(dict[str, Any], self.scope).pop(KEY, None)
+        cast("Scope", self.scope).pop(KEY, None)
         if not self.keep_alive:
             self.transport.close()
         self.on_response()

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import math
-from collections.abc import Awaitable
+from collections.abc import Awaitable, Mapping
 
 import msgspec
 from starlette.exceptions import HTTPException
@@ -30,6 +30,8 @@ STALL_S = 30
 DISCARD_BYTES = 1024**3
 DISCARD_S = 30
 JSON = b"application/json"
+HEADERS = "perilune.headers"
+"""Where a request's scope holds them by name, once somebody has asked."""
 OVERLOADED_RETRY_S = 1.0
 """How long to wait for an overloaded endpoint that did not say."""
 CLOSE = {"connection": "close"}
@@ -42,19 +44,25 @@ class ClientGone(Exception):
     """The client closed the connection before its answer was complete. Nobody is left to tell."""
 
 
+def headers_of(scope: Scope) -> Mapping[bytes, bytes]:
+    """The request's headers by their names in small letters; of several of one name the first."""
+    known: dict[bytes, bytes] | None = scope.get(HEADERS)
+    if known is None:
+        known = scope[HEADERS] = dict(reversed(scope["headers"]))
+    return known
+
+
 def header(scope: Scope, name: bytes) -> str:
     """The first header of that (lower-case) name; empty when there is none."""
-    headers: dict[bytes, bytes] | None = scope.get("perilune.headers")
-    if headers is None:  # from the last to the first, for the first of a name is the one that stays
-        headers = scope["perilune.headers"] = dict(reversed(scope["headers"]))
-    return headers.get(name, b"").decode("latin-1")
+    return headers_of(scope).get(name, b"").decode("latin-1")
 
 
 def read_json_body(scope: Scope, receive: Receive, limit: int = MAX_BODY_BYTES) -> Awaitable[bytes]:
     """`read_body` of a JSON body. Raises HTTPException for another type too."""
-    kind = header(scope, b"content-type").partition(";")[0].strip().lower()
-    if kind and kind != "application/json" and not kind.endswith("+json"):
-        raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
+    if headers_of(scope).get(b"content-type") != JSON:
+        kind = header(scope, b"content-type").partition(";")[0].strip().lower()
+        if kind and kind != "application/json" and not kind.endswith("+json"):
+            raise HTTPException(415, f"content-type: {kind} is not read here (send application/json)")
     return read_body(scope, receive, limit)
 
 
@@ -62,11 +70,12 @@ async def read_body(
     scope: Scope, receive: Receive, limit: int, too_large: HTTPException | None = None
 ) -> bytes:
     """The whole body. Raises `too_large` for one over the limit, HTTPException for one that is too slow."""
-    length = header(scope, b"content-length")
+    headers = headers_of(scope)
+    length = headers.get(b"content-length", b"")
     if length.isdigit() and int(length) > limit:
         raise too_large or _too_large(limit)
-    encoding = header(scope, b"content-encoding")
-    if encoding and encoding.lower() != "identity":
+    encoding = headers.get(b"content-encoding")
+    if encoding and encoding.lower() != b"identity":
         # Else a few KB could hold many MB.
         raise HTTPException(415, "content-encoding: encoded bodies are not read here (send it plain)", CLOSE)
     exchange = exchange_of(scope)
