@@ -8,6 +8,7 @@ stored secret is ever compared.
 
 from __future__ import annotations
 
+import functools
 import hmac
 import os
 import re
@@ -45,12 +46,12 @@ class Principal:
     organisation_id: int
     scopes: frozenset[str]
 
-    @property
+    @functools.cached_property
     def cache_salt(self) -> str:
         """Prefix reuse never crosses organisations."""
         return f"organisation-{self.organisation_id}"
 
-    @property
+    @functools.cached_property
     def label(self) -> str:
         """How the hosted API's messages name an account."""
         return f"org-{self.organisation_id}<ak-{self.key_id}>"

@@ -95,12 +95,12 @@ async def _stream(answer: Bursts, encoder: ChunkEncoder, present: ClientPresent,
         with present, out:
             try:
                 async for burst in answer:
-                    for event in burst:
-                        data = encoder.encode(event)
-                        if isinstance(event, Finished):
-                            last = data  # kept back until the call is settled
-                        elif not out.hold(data):
-                            await out.write(data)
+                    chunks = [encoder.encode(event) for event in burst]
+                    if isinstance(burst[-1], Finished):
+                        last = chunks.pop()  # kept back until the call is settled
+                    data = b"".join(chunks)
+                    if data and not out.hold(data):
+                        await out.write(data)
             finally:
                 await answer.aclose()
     except ClientGone:

@@ -16,6 +16,7 @@ from urllib.parse import unquote
 
 import httptools
 import msgspec
+from uvicorn._types import HTTPScope
 from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
@@ -94,6 +95,11 @@ class Connection(HttpToolsProtocol):
         elif self._head_timer is None and not self.transport.is_closing():
             self._head_timer = self.loop.call_later(HEAD_S, self._head_is_late)
 
+    def on_message_begin(self) -> None:
+        self.url = b""
+        self.headers = []
+        self.expect_100_continue = False
+
     def on_headers_complete(self) -> None:
         if self._head_timer is not None:
             self._no_head_timer()
@@ -105,19 +111,37 @@ class Connection(HttpToolsProtocol):
 
     def _begin_exchange(self) -> None:
         """As uvicorn does it, but for what we never ask it for: WebSockets, a root path, a log, a limit."""
-        version, scope = self.parser.get_http_version(), self.scope
-        scope["method"] = self.parser.get_method().decode("ascii")
-        scope["http_version"] = version
-        scope["path"], scope["raw_path"], scope["query_string"] = _parts_of(self.url)
+        version = self.parser.get_http_version()
+        path, raw_path, query = _parts_of(self.url)
+        scope: HTTPScope = {
+            "type": "http",
+            "asgi": {"version": "3.0", "spec_version": "2.3"},
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme or "http",
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+        }
         before = self.cycle
         keep_alive = version != "1.0" and self.parser.should_keep_alive()
         exchange = self.cycle = Exchange(scope, self, keep_alive)
         if before is None or before.response_complete:
-            self._running = exchange
-            self._start_asgi_task(exchange, self.app)
+            self._start(exchange)
         else:  # a request that did not wait for the answer before it does so here
             self.flow.pause_reading()
             self.pipeline.appendleft((exchange, self.app))
+
+    def _start(self, exchange: Exchange) -> None:
+        self._running = exchange
+        task = exchange.task = self.loop.create_task(exchange.run_asgi(self.app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
 
     def on_body(self, body: bytes) -> None:
         """As uvicorn does it, but for WebSockets."""
@@ -142,9 +166,7 @@ class Connection(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            exchange, app = self.pipeline.pop()
-            self._running = cast(Exchange, exchange)
-            self._start_asgi_task(exchange, app)
+            self._start(cast("Exchange", self.pipeline.pop()[0]))
             return
         self._idle_since = self.loop.time()
         if self._idle_timer is None:

@@ -51,6 +51,8 @@ class Exchange(RequestResponseCycle):
         self.chunked_encoding = None
         cast("Scope", scope)[KEY] = self
         self._news = False
+        self.task: asyncio.Task[None] | None = None
+        """Its request's, once it has its turn."""
         self._waiter: asyncio.Future[None] | None = None
         self._on_gone: Callable[[], None] | None = None
         self._head = b""

@@ -16,8 +16,8 @@ class ClientPresent:
     """`with ClientPresent(scope, receive)`: cancels the block and raises ClientGone when the client
     leaves.
 
-    Enter it after the body was read. Leave it before the last byte is sent: from then on the server
-    reports the connection as gone."""
+    Enter it in the request's own task, after the body was read. Leave it before the last byte is sent: from
+    then on the server reports the connection as gone."""
 
     def __init__(self, scope: Scope, receive: Receive) -> None:
         self._exchange = exchange_of(scope)
@@ -26,15 +26,16 @@ class ClientPresent:
         self._watcher: asyncio.Task[None] | None = None
 
     def __enter__(self) -> Self:
-        task = asyncio.current_task()
+        exchange = self._exchange
+        task = exchange.task if exchange is not None else asyncio.current_task()
         assert task is not None, "only inside a task"
         self._task = task
-        if self._exchange is not None and self._exchange.disconnected:
-            raise ClientGone
-        if self._exchange is not None:
-            self._exchange.when_gone(self._gone)
-        else:
+        if exchange is None:
             self._watcher = asyncio.create_task(self._watch())
+        elif exchange.disconnected:
+            raise ClientGone
+        else:
+            exchange.when_gone(self._gone)
         return self
 
     def __exit__(
