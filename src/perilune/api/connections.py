@@ -87,7 +87,13 @@ class Connection(HttpToolsProtocol):
             self._head_bytes += len(data)
         if self.transport.is_closing():
             return
-        super().data_received(data)
+        try:
+            self.parser.feed_data(data)
+        except httptools.HttpParserError:
+            self._refuse_what_is_not_http()
+            return
+        except httptools.HttpParserUpgrade:
+            self._unsupported_upgrade_warning()
         if not self._in_head or (self.cycle is not None and not self.cycle.response_complete):
             return
         if self._head_bytes > MAX_HEAD_BYTES:
@@ -188,8 +194,8 @@ class Connection(HttpToolsProtocol):
         self._no_unread_timer()
         super().resume_writing()
 
-    def send_400_response(self, msg: str) -> None:
-        """What the parser refuses."""
+    def _refuse_what_is_not_http(self) -> None:
+        self.logger.warning("Invalid HTTP request received.")
         if self._head_bytes > MAX_HEAD_BYTES:
             self._refuse_head()
         else:

@@ -143,8 +143,7 @@ class Exchange(RequestResponseCycle):
                 headers.append((b"transfer-encoding", b"chunked"))
         lines = b"\r\n".join([*map(b": ".join, headers), b"\r\n"])
         # One that holds the end of a line would add headers, or an answer, of somebody else's making.
-        ends = len(headers) + 1
-        if lines.count(b"\n") != ends or lines.count(b"\r") != ends or b"\0" in lines:
+        if len(lines) - len(lines.translate(None, b"\r\n\0")) != 2 * (len(headers) + 1):
             raise RuntimeError("a header of the answer holds a control character")
         self.response_started = True
         self.waiting_for_100_continue = False
