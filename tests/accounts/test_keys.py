@@ -6,7 +6,9 @@ import re
 import sqlite3
 import stat
 import threading
+import time
 import tracemalloc
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -142,6 +144,16 @@ def test_request_ids_are_unique_and_sort_by_time() -> None:
     assert len(set(ids)) == 1000
     assert {len(one) for one in ids} == {26}
     assert [one[:10] for one in ids] == sorted(one[:10] for one in ids)
+
+
+def test_a_request_id_tells_its_time_and_uses_all_digits_alike() -> None:
+    digits = "0123456789ABCDEFGHJKMNPQRSTVWXYZ"
+    ids = [new_request_id() for _ in range(1000)]
+    made_ms = sum(digits.index(digit) << 5 * place for place, digit in enumerate(reversed(ids[0][:10])))
+    assert abs(time.time() * 1000 - made_ms) < 60_000
+    used = Counter("".join(one[10:] for one in ids))
+    assert set(used) == set(digits)
+    assert all(350 < count < 650 for count in used.values())  # of 16,000: 500 each, give or take
 
 
 def test_a_slow_reading_of_the_keys_never_brings_a_disabled_one_back(tmp_path: Path) -> None:

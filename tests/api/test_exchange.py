@@ -16,7 +16,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 
 from perilune.api.connections import Connection
 from perilune.api.exchange import Exchange, exchange_of
-from perilune.api.http import ClientGone, read_json_body
+from perilune.api.http import ClientGone, header, read_json_body
 from perilune.api.listen import listen
 from perilune.api.presence import ClientPresent
 
@@ -183,6 +183,17 @@ async def test_a_body_is_read_in_one_piece_or_in_many() -> None:
             await asyncio.sleep(0.02)
         await read(reader, b"\r\n\r\n.")
     assert bodies == [(b"{    }", True), (b"{    }", False)]
+
+
+async def test_of_several_headers_of_one_name_the_first_counts() -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        told = b"%b %b" % (header(scope, b"x-a").encode(), header(scope, b"x-b").encode())
+        await send(start((b"content-length", b"%d" % len(told))))
+        await send(body(told))
+
+    async with served(app) as (reader, writer):
+        writer.write(GET[:-2] + b"X-A: 1\r\nx-a: 2\r\nX-a: 3\r\n\r\n")
+        assert (await read(reader, b"\r\n\r\n1 ")).endswith(b"1 ")
 
 
 async def test_who_leaves_ends_the_work_on_the_answer() -> None:
