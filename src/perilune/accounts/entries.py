@@ -24,13 +24,9 @@ class Payers(NamedTuple):
     """The organisation whose wallet pays; 0 where none does."""
 
 
-class Moves(NamedTuple):
-    """What an entry adds to sums, in nano-USD."""
-
-    spent: int
-    reserved: int
-    granted: int
-    """Of what is spent, the part that was granted credit."""
+Moves = tuple[int, int, int]
+"""What an entry adds to sums, in nano-USD: to what is spent, to what is reserved, and to that part of what is
+spent which was granted credit."""
 
 
 class Opened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
@@ -48,7 +44,7 @@ class Opened(msgspec.Struct, frozen=True, array_like=True, tag="open"):
 
     @property
     def moves(self) -> Moves:
-        return Moves(0, self.amount, 0)
+        return 0, self.amount, 0
 
 
 class Settled(msgspec.Struct, frozen=True, array_like=True, tag="settle"):
@@ -70,7 +66,7 @@ class Settled(msgspec.Struct, frozen=True, array_like=True, tag="settle"):
 
     @property
     def moves(self) -> Moves:
-        return Moves(self.charge, -self.amount, self.granted)
+        return self.charge, -self.amount, self.granted
 
 
 class Released(msgspec.Struct, frozen=True, array_like=True, tag="release"):
@@ -80,7 +76,7 @@ class Released(msgspec.Struct, frozen=True, array_like=True, tag="release"):
 
     @property
     def moves(self) -> Moves:
-        return Moves(0, -self.amount, 0)
+        return 0, -self.amount, 0
 
 
 Entry = Opened | Settled | Released

@@ -211,8 +211,8 @@ class Ledger:
         return charge_of(entry, made.price.version)
 
     def _price_id(self, price: Price) -> int | None:
-        known = self._prices.get(price.version)
-        return None if known is None or known[0] != price else known[1]
+        known, number = self._prices.get(price.version, (None, None))
+        return number if known is price else None
 
     async def _enter_price(self, price: Price) -> int:
         number = await self._store.write(lambda connection: enter_price(connection, price))

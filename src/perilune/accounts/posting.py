@@ -28,7 +28,7 @@ SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved + ? WHERE id 
 PAY = """UPDATE wallet SET cash = cash - ?, voucher = voucher - ?, reserved = reserved + ?
     WHERE organisation_id = ?"""
 
-NOTHING = Moves(0, 0, 0)
+NOTHING: Moves = (0, 0, 0)
 
 
 class CallPosting:
@@ -105,7 +105,7 @@ def _move(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
     for entry in entries:
         spent, reserved, granted = entry.moves
         before = sums.get(entry.payers, NOTHING)
-        sums[entry.payers] = Moves(before.spent + spent, before.reserved + reserved, before.granted + granted)
+        sums[entry.payers] = (before[0] + spent, before[1] + reserved, before[2] + granted)
     for payers, (spent, reserved, granted) in sums.items():
         connection.execute(SPEND, (spent, reserved, payers.key))
         connection.execute(SPEND, (spent, reserved, payers.project))

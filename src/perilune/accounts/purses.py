@@ -6,7 +6,7 @@ a call has written, such as a deposit or a new budget.
 
 from __future__ import annotations
 
-from perilune.accounts.entries import Entry, Moves, Payers
+from perilune.accounts.entries import Entry, Payers
 from perilune.accounts.keys import Principal
 from perilune.accounts.prices import TOKENS_PER_RATE, Price
 from perilune.accounts.wallet import Prepaid
@@ -36,9 +36,9 @@ class Account:
         """None is no limit."""
         return None if self.budget is None else self.budget - self.spent - self.reserved
 
-    def move(self, moves: Moves) -> None:
-        self.spent += moves.spent
-        self.reserved += moves.reserved
+    def move(self, spent: int, reserved: int, granted: int) -> None:
+        self.spent += spent
+        self.reserved += reserved
 
 
 class Wallet:
@@ -57,10 +57,10 @@ class Wallet:
     def left(self) -> int:
         return self.voucher + max(self.cash, 0) - self.reserved
 
-    def move(self, moves: Moves) -> None:
-        self.cash -= moves.spent - moves.granted
-        self.voucher -= moves.granted
-        self.reserved += moves.reserved
+    def move(self, spent: int, reserved: int, granted: int) -> None:
+        self.cash -= spent - granted
+        self.voucher -= granted
+        self.reserved += reserved
 
 
 class Purse:
@@ -81,10 +81,10 @@ class Purse:
     def move(self, entry: Entry) -> None:
         """What was just entered for one of its calls."""
         moves = entry.moves
-        self.key.move(moves)
-        self.project.move(moves)
+        self.key.move(*moves)
+        self.project.move(*moves)
         if entry.payers.wallet:
-            self.wallet.move(moves)
+            self.wallet.move(*moves)
 
     def affordable(self, price: Price, prompt_bound: int, least: int, most: int, prepaid: bool) -> int:
         """As many answer tokens as is left for, within the two bounds."""
@@ -186,6 +186,6 @@ def _move(entry: Entry, accounts: dict[int, Account], wallets: dict[int, Wallet]
     moves, payers = entry.moves, entry.payers
     for number in (payers.key, payers.project):
         if (account := accounts.get(number)) is not None:
-            account.move(moves)
+            account.move(*moves)
     if (wallet := wallets.get(payers.wallet)) is not None:
-        wallet.move(moves)
+        wallet.move(*moves)
