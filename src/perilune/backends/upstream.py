@@ -318,8 +318,7 @@ def _whole_burst(events: Iterable[Event]) -> tuple[list[Event], BackendError | N
     """The events up to the first failure, and that."""
     burst: list[Event] = []
     try:
-        for event in events:
-            burst.append(event)
+        burst.extend(events)  # keeps what came before a failure
     except BackendError as error:
         return burst, error
     return burst, None

@@ -7,10 +7,7 @@ shape is BackendProtocol; nothing is guessed about a broken answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, Literal
-
-import msgspec
+from collections.abc import Iterator, Sequence
 
 from perilune.chat.messages import (
     Assembler,
@@ -22,7 +19,7 @@ from perilune.chat.messages import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from perilune.chat.wire_chunks import NOT_OPENAI, Answer, parse
+from perilune.chat.wire_chunks import NOT_OPENAI, Answer, plain_chunk, read_chunk
 from perilune.errors import BackendInterrupted, BackendProtocol
 
 MAX_EVENT_BYTES = 32 * 1024 * 1024
@@ -61,25 +58,19 @@ class ChunkDecoder:
         """Whether the endpoint reported token counts at all; if not, those of `Finished` are zeros."""
         return self._answer.usage is not None
 
-    def feed(self, data: bytes) -> Iterable[Event]:
+    def feed(self, data: bytes) -> Iterator[Event]:
         """Raises, while it is iterated over, BackendProtocol, or what the endpoint reports as an error in the
         stream: after the events before it, however much arrived at once."""
         whole = None if self._data else self._lines.whole_events(data)
-        return self._feed_lines(data) if whole is None else self._feed_whole(whole)
-
-    def _feed_lines(self, data: bytes) -> Iterator[Event]:
-        for line in self._lines.feed(data):
-            yield from self._line(line)
-
-    def _feed_whole(self, whole: list[bytes]) -> Iterator[Event]:
-        """Chunks that are text and nothing else, as nearly all are, are read here; the others by `_event`."""
+        if whole is None:
+            for line in self._lines.feed(data):
+                yield from self._line(line)
+            return
         for data in whole:
-            chunk = None if self._done else _plain_chunk(data)
-            event = "more" if chunk is None else _plain_event(chunk)
-            if not isinstance(event, str):
-                yield event
-            elif event == "more":
-                yield from self._event(data)
+            if self._done:
+                return
+            chunk = plain_chunk(data)
+            yield from self._event(data) if chunk is None else self._answer.add(chunk)
 
     def close(self) -> Iterator[Event]:
         """The end of the bytes. Raises BackendInterrupted when the answer was not complete."""
@@ -110,7 +101,7 @@ class ChunkDecoder:
         data = data.strip()
         if self._done or not data:
             return ()
-        return self._finish() if data == b"[DONE]" else self._answer.add(parse(data))
+        return self._finish() if data == b"[DONE]" else self._answer.add(read_chunk(data))
 
     def _finish(self) -> Sequence[Event]:
         self._done = True
@@ -148,58 +139,10 @@ class _Lines:
         return lines
 
 
-class _Delta(msgspec.Struct):
-    content: str | None = None
-    reasoning_content: str | None = None
-    reasoning: str | None = None
-    tool_calls: Any = None
-
-
-class _Choice(msgspec.Struct):
-    delta: _Delta
-    finish_reason: Any = None
-    usage: Any = None
-    message: Any = None
-
-
-class _Chunk(msgspec.Struct):
-    """A chunk as nearly all are, read in a fraction of the time that reading any JSON takes."""
-
-    choices: list[_Choice]
-    usage: Any = None
-    error: Any = None
-
-
-_plain = msgspec.json.Decoder(_Chunk)
-
-
-def _plain_chunk(data: bytes) -> _Chunk | None:
-    """None for what is no such chunk. Fields that are not read are not looked into either: that they are
-    text, or numbers that fit, is not checked."""
-    try:
-        return _plain.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
-
-
-def _plain_event(chunk: _Chunk) -> Event | Literal["none", "more"]:
-    """What a chunk brings that brings text, thinking or nothing; `more` for any other."""
-    if len(chunk.choices) != 1 or chunk.error or chunk.usage:
-        return "more"
-    choice = chunk.choices[0]
-    delta = choice.delta
-    thinking = delta.reasoning_content or delta.reasoning
-    if choice.finish_reason or choice.usage or choice.message or delta.tool_calls:
-        return "more"
-    if thinking:
-        return "more" if delta.content else ThinkingDelta(thinking)
-    return TextDelta(delta.content) if delta.content else "none"
-
-
 def decode_completion(body: bytes, first_call: int = 0) -> Completion:
     """The answer to a call without streaming. Raises BackendProtocol, or the error that the body reports."""
     answer, assembler = Answer(first_call), Assembler()
-    for event in answer.add(parse(body)):
+    for event in answer.add(read_chunk(body)):
         assembler.add(event)
     if answer.reason is None:
         raise BackendProtocol("the endpoint's answer has no choice with a finish_reason", mend=NOT_OPENAI)
