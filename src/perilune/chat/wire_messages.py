@@ -30,32 +30,37 @@ def messages_of(fields: list[MessageField]) -> tuple[Message, ...]:
         raise InputError(
             f"more than {MAX_MESSAGES} messages", field="messages", mend="leave out the oldest ones"
         )
+    last = len(fields) - 1
     unanswered = _Unanswered()
     messages = []
     for position, field in enumerate(fields):
-        is_last = position == len(fields) - 1
-        messages.append(_message(field, f"messages[{position}]", position, is_last, unanswered))
-    unanswered.expect_none(f"messages[{len(fields) - 1}]")
+        if unanswered.ids and field.role != "tool":
+            raise unanswered.error(f"messages[{position - 1}]")
+        try:
+            if field.role == "tool":
+                messages.append(_tool_message(field, unanswered))
+            else:
+                messages.append(_message(field, position, position == last, unanswered))
+        except InputError as error:
+            error.field = f"messages[{position}].{error.field}"
+            raise
+    if unanswered.ids:
+        raise unanswered.error(f"messages[{last}]")
     return canonical_calls(messages)
 
 
-def _message(
-    field: MessageField, where: str, position: int, is_last: bool, unanswered: _Unanswered
-) -> Message:
-    if field.role == "tool":
-        return _tool_message(field, where, unanswered)
-    unanswered.expect_none(f"messages[{position - 1}]")
-    _refuse_misplaced(field, where, is_last)
-    content = _content(field.content, f"{where}.content")
-    calls = tuple(
-        _call(call, f"{where}.tool_calls[{place}]", unanswered)
-        for place, call in enumerate(field.tool_calls or ())
-    )
+def _message(field: MessageField, position: int, is_last: bool, unanswered: _Unanswered) -> Message:
+    """Errors name fields within the message, as those of all below do."""
+    _refuse_misplaced(field, is_last)
+    content = _content(field.content)
+    calls: tuple[ToolCall, ...] = ()
+    if field.tool_calls:
+        calls = tuple([_call(one, f"tool_calls[{n}]", unanswered) for n, one in enumerate(field.tool_calls)])
     partial = bool(field.partial)
     if not content and not calls and not partial:
         raise InputError(
             f"Invalid request: the message at position {position} with role '{field.role}' must not be empty",
-            field=f"{where}.content",
+            field="content",
             mend="send some text",
         )
     reasoning = field.reasoning_content if field.reasoning_content is not None else field.reasoning
@@ -69,21 +74,19 @@ def _message(
     )
 
 
-def _refuse_misplaced(field: MessageField, where: str, is_last: bool) -> None:
+def _refuse_misplaced(field: MessageField, is_last: bool) -> None:
     if field.tool_call_id is not None:
         raise InputError(
-            f"a {field.role} message answers no tool call",
-            field=f"{where}.tool_call_id",
-            mend="use role tool",
+            f"a {field.role} message answers no tool call", field="tool_call_id", mend="use role tool"
         )
     if field.tool_calls and field.role != "assistant":
         raise InputError(
-            f"a {field.role} message calls no tools", field=f"{where}.tool_calls", mend="use role assistant"
+            f"a {field.role} message calls no tools", field="tool_calls", mend="use role assistant"
         )
     if field.partial and (field.role != "assistant" or not is_last or field.tool_calls):
         raise InputError(
             "only a last assistant message without tool calls may be partial",
-            field=f"{where}.partial",
+            field="partial",
             mend="move it to the end or leave partial out",
         )
 
@@ -96,52 +99,51 @@ def _call(call: CallField, where: str, unanswered: _Unanswered) -> ToolCall:
     return ToolCall(call.id, call.function.name, text)
 
 
-def _tool_message(field: MessageField, where: str, unanswered: _Unanswered) -> Message:
+def _tool_message(field: MessageField, unanswered: _Unanswered) -> Message:
     if field.tool_call_id is None:
-        raise InputError("is required", field=f"{where}.tool_call_id", mend="name the call it answers")
-    unanswered.answer(field.tool_call_id, where)
-    content = _content(field.content, f"{where}.content")
+        raise InputError("is required", field="tool_call_id", mend="name the call it answers")
+    unanswered.answer(field.tool_call_id)
+    content = _content(field.content)
     return Message(role="tool", content=content or "", name=field.name, tool_call_id=field.tool_call_id)
 
 
 class _Unanswered:
-    """Ids of the calls so far that still lack an answer."""
+    """Calls so far that still lack an answer."""
 
     def __init__(self) -> None:
-        self._ids: dict[str, None] = {}
+        self.ids: dict[str, None] = {}
 
     def add(self, call_id: str, where: str) -> None:
-        if call_id in self._ids:
+        if call_id in self.ids:
             raise InputError(f"the id {call_id!r} occurs twice", field=f"{where}.id", mend="ids must differ")
-        self._ids[call_id] = None
+        self.ids[call_id] = None
 
-    def answer(self, call_id: str, where: str) -> None:
-        if call_id not in self._ids:
+    def answer(self, call_id: str) -> None:
+        if call_id not in self.ids:
             raise InputError(
                 f"Invalid request: tool_call_id {call_id!r} is no open call of the message before it",
-                field=f"{where}.tool_call_id",
+                field="tool_call_id",
                 mend="answer each call once, right after its message",
             )
-        del self._ids[call_id]
+        del self.ids[call_id]
 
-    def expect_none(self, where: str) -> None:
-        if self._ids:
-            raise InputError(
-                "Invalid request: an assistant message with 'tool_calls' must be followed by tool messages "
-                "responding to each 'tool_call_id'. The following tool_call_ids did not have response "
-                f"messages: {', '.join(self._ids)}",
-                field=where,
-                mend="add them",
-            )
+    def error(self, where: str) -> InputError:
+        return InputError(
+            "Invalid request: an assistant message with 'tool_calls' must be followed by tool messages "
+            "responding to each 'tool_call_id'. The following tool_call_ids did not have response "
+            f"messages: {', '.join(self.ids)}",
+            field=where,
+            mend="add them",
+        )
 
 
 def _content(
-    content: str | Sequence[TextField | ImageField | VideoField] | None, where: str
+    content: str | Sequence[TextField | ImageField | VideoField] | None,
 ) -> str | tuple[Part, ...] | None:
     """Content as the template takes it; a list of nothing but text becomes one text."""
     if content is None or isinstance(content, str):
         return content
-    parts = tuple(_part(part, f"{where}[{place}]") for place, part in enumerate(content))
+    parts = tuple(_part(part, f"content[{place}]") for place, part in enumerate(content))
     if all(isinstance(part, TextPart) for part in parts):
         return "".join(part.text for part in parts if isinstance(part, TextPart))
     return parts

@@ -61,9 +61,10 @@ def decode_request(body: bytes) -> ChatCall:
     call = _parse(body)
     if not call.model:
         raise InputError("must not be empty", field="model", mend="send the id of a model from /v1/models")
-    _refuse_superseded(call)
+    if call.functions is not None or call.function_call is not None:
+        raise _superseded(call)
     thinking, keep = _thinking(call)
-    tools = tools_of(call.tools or [])
+    tools = tools_of(call.tools) if call.tools else ()
     request = Request(
         model=call.model,
         messages=messages_of(call.messages),
@@ -127,10 +128,9 @@ def _unserved(call: CallBody) -> dict[str, Any]:
     return {name: value for name, value in given.items() if value is not None and value != NEUTRAL[name]}
 
 
-def _refuse_superseded(call: CallBody) -> None:
-    for name, value in (("functions", call.functions), ("function_call", call.function_call)):
-        if value is not None:
-            raise UnsupportedInput("superseded", field=name, mend="use tools and tool_choice")
+def _superseded(call: CallBody) -> UnsupportedInput:
+    name = "functions" if call.functions is not None else "function_call"
+    return UnsupportedInput("superseded", field=name, mend="use tools and tool_choice")
 
 
 # ---- thinking
@@ -138,6 +138,8 @@ def _refuse_superseded(call: CallBody) -> None:
 
 def _thinking(call: CallBody) -> tuple[bool, bool]:
     """Whether to think, and whether earlier thinking stays. Several spellings; they may not disagree."""
+    if call.thinking is None and call.chat_template_kwargs is None:
+        return call.reasoning_effort != "none", False
     said: dict[str, bool] = {}
     keep = False
     if call.thinking is not None:
@@ -176,7 +178,9 @@ def _seed(value: int | None) -> int | None:
 
 
 def _stops(stop: str | list[str] | None) -> tuple[str, ...]:
-    stops = (stop,) if isinstance(stop, str) else tuple(stop or ())
+    if stop is None:
+        return ()
+    stops = (stop,) if isinstance(stop, str) else tuple(stop)
     if len(stops) > MAX_STOPS:
         raise InputError(f"maximum length {MAX_STOPS}, got {len(stops)}", field="stop", mend="send fewer")
     for place, text in enumerate(stops):
