@@ -49,13 +49,12 @@ class Quirks:
 
     def body(self, request: Request, model: str) -> dict[str, Any]:
         body = encode_request(request, model=model, stream=True)
-        if "max_tokens" in body:
+        if self.token_limit != "max_tokens" and "max_tokens" in body:
             body[self.token_limit] = body.pop("max_tokens")
         if not request.thinking:
             body |= dict(self.without_thinking)
-        wanted = body.get("response_format", {})
-        if self.schema_beside_type and wanted.get("type") == "json_schema":
-            body["response_format"] = {"type": "json_object", "schema": wanted["json_schema"]["schema"]}
+        if self.schema_beside_type and request.json_schema:
+            body["response_format"] = {"type": "json_object", "schema": request.json_schema}
         if self.reasoning != "reasoning_content":
             for message in body["messages"]:
                 if "reasoning_content" in message:

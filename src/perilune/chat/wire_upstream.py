@@ -5,9 +5,13 @@ What is the default everywhere is left out, so that endpoints which refuse unkno
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from perilune.chat.messages import ImagePart, Message, Part, Request, TextPart, Tool, VideoPart
+
+OPTIONS = ("max_tokens", "temperature", "top_p", "seed", "prompt_cache_key")
+"""What is sent under its own name where it was asked for."""
 
 
 def encode_request(request: Request, model: str | None = None, stream: bool = True) -> dict[str, Any]:
@@ -25,19 +29,15 @@ def encode_request(request: Request, model: str | None = None, stream: bool = Tr
         body["tool_choice"] = _tool_choice(request.tool_choice)
         if request.max_parallel_calls == 1:
             body["parallel_tool_calls"] = False
-    body |= _thinking(request)
-    options = {
-        "max_tokens": request.max_tokens,
-        "temperature": request.temperature,
-        "top_p": request.top_p,
-        "seed": request.seed,
-        "stop": list(request.stop) or None,
-        "response_format": _response_format(request),
-        "prompt_cache_key": request.prompt_cache_key,
-    }
-    for name, value in options.items():
-        if value is not None:
+    if not request.thinking or request.keep_thinking:
+        body |= _thinking(request)
+    for name in OPTIONS:
+        if (value := getattr(request, name)) is not None:
             body[name] = value
+    if request.stop:
+        body["stop"] = list(request.stop)
+    if request.json_schema is not None:
+        body["response_format"] = _response_format(request.json_schema)
     return body
 
 
@@ -45,12 +45,10 @@ def _thinking(request: Request) -> dict[str, Any]:
     """Both spellings, Kimi's and the open-source servers': each ignores the other's."""
     if not request.thinking:
         return {"thinking": {"type": "disabled"}, "chat_template_kwargs": {"thinking": False}}
-    if request.keep_thinking:
-        return {
-            "thinking": {"type": "enabled", "keep": "all"},
-            "chat_template_kwargs": {"thinking": True, "preserve_thinking": True},
-        }
-    return {}
+    return {
+        "thinking": {"type": "enabled", "keep": "all"},
+        "chat_template_kwargs": {"thinking": True, "preserve_thinking": True},
+    }
 
 
 def _message(message: Message, thinking: bool) -> dict[str, Any]:
@@ -101,12 +99,10 @@ def _tool_choice(choice: str) -> str | dict[str, Any]:
     return {"type": "function", "function": {"name": name}} if kind == "tool" else choice
 
 
-def _response_format(request: Request) -> dict[str, Any] | None:
-    if request.json_schema is None:
-        return None
-    if not request.json_schema:
+def _response_format(schema: Mapping[str, Any]) -> dict[str, Any]:
+    if not schema:
         return {"type": "json_object"}
     return {
         "type": "json_schema",
-        "json_schema": {"name": "answer", "schema": request.json_schema, "strict": True},
+        "json_schema": {"name": "answer", "schema": schema, "strict": True},
     }
