@@ -17,7 +17,7 @@ Bursts: TypeAlias = AsyncGenerator[Sequence[Event], None]
 
 def bursts_of(backend: Backend, request: Request) -> Bursts:
     """The backend's own, or each event of its stream by itself. Closing them closes the stream."""
-    own = cast(Callable[[Request], Bursts] | None, getattr(backend, "bursts", None))
+    own: Callable[[Request], Bursts] | None = getattr(backend, "bursts", None)
     return own(request) if own is not None else alone(backend.stream(request))
 
 

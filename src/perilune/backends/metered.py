@@ -194,8 +194,10 @@ class MeteredCall:
         self._backend = backend
         self._request = request
         self._bytes = 0
-        """Of text, thinking and calls that arrived."""
-        self._arrived = False
+        """Of text, thinking and calls that arrived, but for the last burst."""
+        self._last: Sequence[Event] = ()
+        """The last burst that arrived. It is counted when another comes, or where its size is asked for: most
+        answers that are not streamed are one burst, and tell their usage."""
         self.bursts: Bursts = self._run()
         """The same events, together that came together. Use one or the other."""
         self._events = each(self.bursts)
@@ -221,7 +223,8 @@ class MeteredCall:
             bursts = await self._inner_bursts(reservation)
             try:
                 async for burst in bursts:
-                    self._count(burst)
+                    self._bytes += _size(self._last)
+                    self._last = burst
                     last = burst[-1]
                     if isinstance(last, Finished):
                         if len(burst) > 1:
@@ -260,41 +263,45 @@ class MeteredCall:
     async def _settle_unfinished(self, reservation: Reservation, quote: Quote, outcome: Outcome) -> None:
         """A call that failed before anything arrived costs nothing. Otherwise the prompt was read, and what
         arrived was made; how much of the prompt was cached nobody told, so none is assumed."""
-        if outcome == "failed" and not self._arrived:
+        if outcome == "failed" and not self._last:
             self.charge = await self._backend._settle(reservation, Usage(), outcome, False)
             return
         self.charge = await self._backend._settle(reservation, self._estimate(quote), outcome, True)
 
     def _estimate(self, quote: Quote) -> Usage:
-        return Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=_tokens(self._bytes))
+        made = _tokens(self._bytes + _size(self._last))
+        return Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=made)
 
-    def _count(self, burst: Sequence[Event]) -> None:
-        self._arrived = True
-        for event in burst:
-            match event:
-                case TextDelta() | ThinkingDelta():
-                    self._bytes += len(event.text.encode())
-                case ToolCallStarted():
-                    self._bytes += len(event.name.encode())
-                case ToolCallDelta():
-                    self._bytes += len(event.arguments.encode())
-                case Finished():
-                    pass
+
+def _size(burst: Sequence[Event]) -> int:
+    """Bytes of its text, thinking and calls."""
+    size = 0
+    for event in burst:
+        match event:
+            case TextDelta() | ThinkingDelta():
+                size += len(event.text.encode())
+            case ToolCallStarted():
+                size += len(event.name.encode())
+            case ToolCallDelta():
+                size += len(event.arguments.encode())
+            case Finished():
+                pass
+    return size
 
 
 def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:
     """(bound, estimate) of the prompt's tokens where the backend cannot count: no token is shorter than a
     byte. What media come to is unknown, so with media the bound is the whole context."""
-    size, markers, media = 0, 1 + len(request.tools), False
+    size = len(msgspec.json.encode(request.messages))
+    markers, media = 1 + len(request.messages) + len(request.tools), False
     if request.tools:
         size += max(len(msgspec.json.encode(request.tools)), len(declare_typescript(request.tools).encode()))
     if request.json_schema is not None:
         size += len(msgspec.json.encode(request.json_schema))
     for message in request.messages:
-        size += len(msgspec.json.encode(message))
-        markers += 1 + len(message.tool_calls)
-        parts = message.content if isinstance(message.content, tuple) else ()
-        media = media or any(not isinstance(part, TextPart) for part in parts)
+        markers += len(message.tool_calls)
+        if isinstance(message.content, tuple):
+            media = media or any(not isinstance(part, TextPart) for part in message.content)
     bound = entry.context_length if media else size + markers * MARKER_TOKENS
     return min(bound, entry.context_length), min(_tokens(size), entry.context_length)
 
