@@ -45,7 +45,8 @@ class PlainSession:
         connection = self._idle_one() or await self._connect()
         response = connection.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body), self._silence_s)
         try:
-            await response.begun()
+            while not response.status:
+                await response.wait()
         except BaseException:
             response.close()
             raise
@@ -112,16 +113,22 @@ class PlainResponse:
         kind = self.headers.get("Content-Type") or "application/octet-stream"
         return kind.partition(";")[0].strip().lower()
 
-    async def begun(self) -> None:
-        while not self.status:
-            await self._more()
+    async def wait(self) -> None:
+        """Wait for anything to happen. Raises what ended the answer."""
+        if self._error is not None:
+            raise self._error
+        self._waiter = asyncio.get_running_loop().create_future()
+        try:
+            await self._waiter
+        finally:
+            self._waiter = None
 
     async def readany(self) -> bytes:
         """What has arrived of the body, at least one byte; b"" at its end."""
         while not self._pieces:
             if self._ended:
                 return b""
-            await self._more()
+            await self.wait()
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces, self._size = [], 0
         if self._connection.is_paused:
@@ -152,7 +159,6 @@ class PlainResponse:
         self._size += len(data)
         if self._size > HIGH_WATER:
             self._connection.pause()
-        self.wake()
 
     def end(self, error: Exception | None = None) -> None:
         self._ended = error is None
@@ -163,25 +169,16 @@ class PlainResponse:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
 
-    async def _more(self) -> None:
-        """Wait for anything to happen. Raises what ended the answer."""
-        if self._error is not None:
-            raise self._error
-        self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
-
 
 class _Headers:
-    """By lower-case names; found under any spelling."""
+    """By lower-case names; found under any spelling. Few are looked at, so none is decoded before that."""
 
     def __init__(self) -> None:
-        self.values: dict[str, str] = {}
+        self.values: dict[bytes, bytes] = {}
 
     def get(self, name: str, default: str | None = None) -> str | None:
-        return self.values.get(name.lower(), default)
+        value = self.values.get(name.lower().encode("latin-1"))
+        return default if value is None else value.decode("latin-1")
 
 
 class _Connection(asyncio.Protocol):
@@ -254,6 +251,7 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             self._fail(response, aiohttp.ClientError(f"not HTTP: {error}"))
+        response.wake()  # once for all that came together
 
     def connection_lost(self, error: Exception | None) -> None:
         if self._watch is not None:
@@ -263,7 +261,7 @@ class _Connection(asyncio.Protocol):
         response, self._response = self._response, None
         if response is None:
             return
-        if response.status and not {"content-length", "transfer-encoding"} & response.headers.values.keys():
+        if response.status and not {b"content-length", b"transfer-encoding"} & response.headers.values.keys():
             response.end(aiohttp.ClientPayloadError("cut") if error else None)
         elif response.status:
             response.end(aiohttp.ClientPayloadError("cut"))
@@ -290,12 +288,11 @@ class _Connection(asyncio.Protocol):
         if self._header_bytes > MOST_HEADER_BYTES:
             raise httptools.HttpParserError("endless headers")
         if self._response is not None:
-            self._response.headers.values[name.decode("latin-1").lower()] = value.decode("latin-1")
+            self._response.headers.values[name.lower()] = value
 
     def on_headers_complete(self) -> None:
         if self._response is not None and self._parser.get_status_code() >= 200:
             self._response.status = self._parser.get_status_code()
-            self._response.wake()
 
     def on_body(self, data: bytes) -> None:
         if self._response is not None:
