@@ -125,8 +125,13 @@ class MeteredBackend:
     async def quote(self, request: Request) -> Quote:
         """The most that this request can cost. Raises NotFound for an unknown model, InputError for a text
         that is none."""
+        inner = self._inner
         try:
-            entry, counted = await self._counted(request)
+            if isinstance(inner, Router):
+                entry, counted = await inner.counted(request)
+            else:
+                entry = find_entry(await inner.models(), request.model)
+                counted = await inner.count_tokens(request)
             bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
         except UnicodeEncodeError:
             refuse_surrogates(request)  # which says where it stands
@@ -138,12 +143,6 @@ class MeteredBackend:
         price = self._accounts.prices
         return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most), least)
 
-    async def _counted(self, request: Request) -> tuple[ModelEntry, int | None]:
-        inner = self._inner
-        if isinstance(inner, Router):
-            return await inner.counted(request)
-        return find_entry(await inner.models(), request.model), await inner.count_tokens(request)
-
     async def ready(self) -> None:
         await self._inner.ready()
 
@@ -153,8 +152,8 @@ class MeteredBackend:
     async def close(self) -> None:
         await self._inner.close()
 
-    async def _reserve(self, request_id: str, quote: Quote) -> Reservation:
-        return await self._accounts.reserve(
+    def _reserve(self, request_id: str, quote: Quote) -> Coroutine[Any, Any, Reservation]:
+        return self._accounts.reserve(
             self._principal,
             request_id=request_id,
             model=quote.entry.id,

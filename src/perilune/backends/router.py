@@ -40,6 +40,7 @@ class Router:
     def __init__(self, backends: Sequence[Backend], *, serve_as: str = "") -> None:
         """`serve_as` is one more alias of the first backend's first model."""
         self._backends = tuple(backends)
+        self._has_rules = any(isinstance(one, Replicas) for one in self._backends)
         self._serve_as = serve_as
         self._known: list[tuple[ModelEntry, ...]] = []
         """What each backend served last; the two below are made of it."""
@@ -49,7 +50,7 @@ class Router:
 
     def serving(self, principal: Principal) -> Router:
         """The same backends for one caller: the rules of those that have some are applied."""
-        if not any(isinstance(one, Replicas) for one in self._backends):
+        if not self._has_rules:
             return self
         view = copy.copy(self)
         view._backends = tuple(
@@ -115,7 +116,9 @@ class Router:
 
     async def _current(self) -> Self:
         """Itself, after a look at what the backends serve now. Raises ConfigError when two claim one name."""
-        found = [await one.models() for one in self._backends]
+        found = []
+        for one in self._backends:  # a comprehension that awaits would be a coroutine of its own
+            found.append(await one.models())
         if found != self._known:
             named = self._named([(entry, place) for place, one in enumerate(found) for entry in one])
             self._entries = tuple(entry for entry, _ in named)
