@@ -206,6 +206,30 @@ def test_events_arrive_with_the_byte_that_completes_them() -> None:
     assert list(decoder.feed(data[-1:])) == [TextDelta("a")]
 
 
+TEXT = b'{"choices":[{"delta":{"content":"a"}}]}'
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b'data: {"usage":\n\ndata: {"choices":[]}}' + TEXT + b"\n\n",
+        b"data: " + TEXT + TEXT + b'\n\ndata: {"choices":\n\ndata: []}\n\n',
+        b"data: " + TEXT + b"," + TEXT + b"\n\n",
+        b"data: " + TEXT.replace(b":", b":\r", 1) + b"\n\n",
+    ],
+)
+def test_no_object_is_read_over_the_end_of_its_line(data: bytes) -> None:
+    for step in (len(data), 1):
+        with pytest.raises(BackendProtocol):
+            read(data, step)
+
+
+def test_a_line_that_is_no_data_is_none_even_if_it_reads_like_it() -> None:
+    data = b"data: " + TEXT + b"\n" + TEXT + b"\n\ndata: " + TEXT + b"\n\n"
+    for one in (data, data.replace(b"\n", b"\r\n")):
+        assert list(ChunkDecoder().feed(one)) == [TextDelta("a"), TextDelta("a")]
+
+
 def test_thinking_under_its_other_name() -> None:
     assert read(sse(delta(reasoning="hm"), delta("stop", content="x")))[:2] == [
         ThinkingDelta("hm"),

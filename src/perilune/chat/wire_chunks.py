@@ -57,16 +57,10 @@ class Chunk(msgspec.Struct):
     error: None = None
 
 
-_plain = msgspec.json.Decoder(Chunk)
-
-
-def plain_chunk(data: bytes) -> Chunk | None:
-    """None for what is no such chunk. Fields that are not read are not looked into either: that they are
-    text, or numbers that fit, is not checked."""
-    try:
-        return _plain.decode(data)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError):
-        return None
+plain_chunks = msgspec.json.Decoder(Chunk).decode_lines
+"""Chunks, one on each line. Raises one of NOT_PLAIN where one is no such chunk. Fields that are not read are
+not looked into either: that they are text, or numbers that fit, is not checked."""
+NOT_PLAIN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 
 def read_chunk(data: bytes) -> Chunk:
@@ -219,7 +213,6 @@ def _arguments(arguments: Any) -> str:
 
 def _usage(usage: dict[str, Any]) -> Usage:
     """Counts from any of the places where endpoints put them; a part never exceeds its whole."""
-    prompt, completion = _count(usage.get("prompt_tokens")), _count(usage.get("completion_tokens"))
     prompt_details = usage.get("prompt_tokens_details")
     completion_details = usage.get("completion_tokens_details")
     cached = (
@@ -228,13 +221,12 @@ def _usage(usage: dict[str, Any]) -> Usage:
         or usage.get("prompt_cache_hit_tokens")
     )
     reasoning = isinstance(completion_details, dict) and completion_details.get("reasoning_tokens")
+    told = (usage.get("prompt_tokens"), cached, usage.get("completion_tokens"), reasoning)
+    counts = [max(0, value) if isinstance(value, int) else 0 for value in told]
+    prompt, cached, completion, reasoning = counts
     return Usage(
         prompt_tokens=prompt,
-        cached_tokens=min(_count(cached), prompt),
+        cached_tokens=min(cached, prompt),
         completion_tokens=completion,
-        reasoning_tokens=min(_count(reasoning), completion),
+        reasoning_tokens=min(reasoning, completion),
     )
-
-
-def _count(value: Any) -> int:
-    return max(0, value) if isinstance(value, int) else 0

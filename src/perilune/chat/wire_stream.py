@@ -19,11 +19,12 @@ from perilune.chat.messages import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from perilune.chat.wire_chunks import NOT_OPENAI, Answer, plain_chunk, read_chunk
+from perilune.chat.wire_chunks import NOT_OPENAI, NOT_PLAIN, Answer, Chunk, plain_chunks, read_chunk
 from perilune.errors import BackendInterrupted, BackendProtocol
 
 MAX_EVENT_BYTES = 32 * 1024 * 1024
 """A longer server-sent event is not an answer but an attack or a defect."""
+DONE_EVENT = b"data: [DONE]\n\n"
 LINE_END = re.compile(rb"\r\n|\n|\r")
 
 
@@ -61,16 +62,17 @@ class ChunkDecoder:
     def feed(self, data: bytes) -> Iterator[Event]:
         """Raises, while it is iterated over, BackendProtocol, or what the endpoint reports as an error in the
         stream: after the events before it, however much arrived at once."""
-        whole = None if self._data else self._lines.whole_events(data)
-        if whole is None:
+        before_done = data.removesuffix(DONE_EVENT)
+        is_within = self._data or self._lines.rest
+        chunks = None if is_within else _plain_chunks(before_done)
+        if chunks is None:
             for line in self._lines.feed(data):
                 yield from self._line(line)
-            return
-        for data in whole:
-            if self._done:
-                return
-            chunk = plain_chunk(data)
-            yield from self._event(data) if chunk is None else self._answer.add(chunk)
+        elif not self._done:
+            for chunk in chunks:
+                yield from self._answer.add(chunk)
+            if len(before_done) < len(data):
+                yield from self._finish()
 
     def close(self) -> Iterator[Event]:
         """The end of the bytes. Raises BackendInterrupted when the answer was not complete."""
@@ -112,31 +114,40 @@ class _Lines:
     """Bytes to lines, whatever ends them. A carriage return at the end may be half of a line's end."""
 
     def __init__(self) -> None:
-        self._rest = bytearray()
-
-    def whole_events(self, data: bytes) -> list[bytes] | None:
-        """What the events say, where the bytes are nothing but whole events of one line of data each, as they
-        mostly are; None where they are not, and `feed` is to read them."""
-        if self._rest or b"\r" in data or not (data.startswith(b"data: ") and data.endswith(b"\n\n")):
-            return None
-        events = data[6:-2].split(b"\n\ndata: ")
-        return events if data.count(b"\n") == 2 * len(events) else None
+        self.rest = bytearray()
+        """What has come of a line that has not ended."""
 
     def feed(self, data: bytes) -> list[bytes]:
-        self._rest += data
-        if len(self._rest) > MAX_EVENT_BYTES:
+        self.rest += data
+        if len(self.rest) > MAX_EVENT_BYTES:
             raise BackendProtocol("the endpoint sent an endless line")
-        if b"\n" not in data and b"\r" not in self._rest:
+        if b"\n" not in data and b"\r" not in self.rest:
             return []
-        held = self._rest.endswith(b"\r")
-        lines = LINE_END.split(bytes(self._rest[:-1] if held else self._rest))
-        self._rest = bytearray(lines.pop() + (b"\r" if held else b""))
+        held = self.rest.endswith(b"\r")
+        lines = LINE_END.split(bytes(self.rest[:-1] if held else self.rest))
+        self.rest = bytearray(lines.pop() + (b"\r" if held else b""))
         return lines
 
     def close(self) -> list[bytes]:
-        lines = LINE_END.split(bytes(self._rest))
-        self._rest.clear()
+        lines = LINE_END.split(bytes(self.rest))
+        self.rest.clear()
         return lines
+
+
+def _plain_chunks(data: bytes) -> list[Chunk] | None:
+    """The events, where the bytes are nothing but whole events of one line and one plain chunk each, as they
+    mostly are; None where they are not."""
+    number = data.count(b"}\n\ndata: {") + 1
+    is_framed = data.startswith(b"data: {") and data.endswith(b"}\n\n")
+    if not is_framed or data.count(b"\n") != 2 * number or data.count(b"\r"):
+        return None
+    try:
+        chunks = plain_chunks(data[6:-2].replace(b"\n\ndata: ", b"\n"))
+    except NOT_PLAIN:
+        return None
+    # No object goes on over the end of a line here, `}` being before it and `{` after it: as many objects as
+    # lines are one on each.
+    return chunks if len(chunks) == number else None
 
 
 def decode_completion(body: bytes, first_call: int = 0) -> Completion:
