@@ -4,6 +4,7 @@ leaves stops the endpoint, pays for what was made, and no more."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import socket
 import struct
@@ -185,7 +186,8 @@ class Watched:
         await reader.readexactly(int(length))
         writer.write(b"HTTP/1.1 200 OK\r\nContent-Type: text/event-stream\r\nConnection: close\r\n\r\n")
         talking = asyncio.ensure_future(self._talk(writer))
-        await reader.read()  # returns when the caller's socket is closed
+        with contextlib.suppress(ConnectionResetError):  # closed with bytes in it that nobody has read
+            await reader.read()  # returns when the caller's socket is closed
         self.ended.set()
         talking.cancel()
         await asyncio.gather(talking, return_exceptions=True)
