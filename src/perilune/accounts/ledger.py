@@ -211,8 +211,8 @@ class Ledger:
         return charge_of(entry, made.price.version)
 
     def _price_id(self, price: Price) -> int | None:
-        known, number = self._prices.get(price.version, (None, None))
-        return number if known is price else None
+        known = self._prices.get(price.version)
+        return known[1] if known is not None and known[0] is price else None
 
     async def _enter_price(self, price: Price) -> int:
         number = await self._store.write(lambda connection: enter_price(connection, price))

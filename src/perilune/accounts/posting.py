@@ -35,11 +35,8 @@ class CallPosting:
     """See `store.Posting`."""
 
     def __init__(self) -> None:
-        self._encoder = msgspec.json.Encoder()
+        self.encode = msgspec.json.Encoder().encode
         self._decoder = msgspec.json.Decoder(Entry)
-
-    def encode(self, entry: Entry) -> bytes:
-        return self._encoder.encode(entry)
 
     def decode(self, line: bytes) -> Entry:
         entry: Entry = self._decoder.decode(line)

@@ -53,8 +53,10 @@ class Buckets(msgspec.Struct, frozen=True):
     @classmethod
     def of(cls, usage: TokenCounts) -> Self:
         """Counts that contradict themselves are clamped: never negative, never more cached than prompt."""
-        prompt, output = max(usage.prompt_tokens, 0), max(usage.completion_tokens, 0)
-        cached = min(max(usage.cached_tokens, 0), prompt)
+        prompt, cached, output = usage.prompt_tokens, usage.cached_tokens, usage.completion_tokens
+        if output < 0 or not 0 <= cached <= prompt:
+            prompt, output = max(prompt, 0), max(output, 0)
+            cached = min(max(cached, 0), prompt)
         return cls(prompt - cached, cached, output)
 
 

@@ -6,7 +6,9 @@ a call has written, such as a deposit or a new budget.
 
 from __future__ import annotations
 
-from perilune.accounts.entries import Entry, Payers
+from collections.abc import Iterable
+
+from perilune.accounts.entries import Entry, Moves, Payers
 from perilune.accounts.keys import Principal
 from perilune.accounts.prices import TOKENS_PER_RATE, Price
 from perilune.accounts.wallet import Prepaid
@@ -36,10 +38,6 @@ class Account:
         """None is no limit."""
         return None if self.budget is None else self.budget - self.spent - self.reserved
 
-    def move(self, spent: int, reserved: int, granted: int) -> None:
-        self.spent += spent
-        self.reserved += reserved
-
 
 class Wallet:
     """What an organisation has paid in and was granted, and not spent."""
@@ -57,21 +55,17 @@ class Wallet:
     def left(self) -> int:
         return self.voucher + max(self.cash, 0) - self.reserved
 
-    def move(self, spent: int, reserved: int, granted: int) -> None:
-        self.cash -= spent - granted
-        self.voucher -= granted
-        self.reserved += reserved
-
 
 class Purse:
     """All that a key's calls are paid from."""
 
-    __slots__ = ("_prepaid", "_unpaid", "key", "project", "wallet")
+    __slots__ = ("_accounts", "_prepaid", "_unpaid", "key", "project", "wallet")
 
     def __init__(self, key: Account, project: Account, wallet: Wallet) -> None:
         self.key = key
         self.project = project
         self.wallet = wallet
+        self._accounts = (key, project)
         self._prepaid = Payers(key.number, project.number, wallet.number)
         self._unpaid = Payers(key.number, project.number, 0)
 
@@ -80,11 +74,7 @@ class Purse:
 
     def move(self, entry: Entry) -> None:
         """What was just entered for one of its calls."""
-        moves = entry.moves
-        self.key.move(*moves)
-        self.project.move(*moves)
-        if entry.payers.wallet:
-            self.wallet.move(*moves)
+        _add(entry.moves, self._accounts, self.wallet if entry.payers.wallet else None)
 
     def affordable(self, price: Price, prompt_bound: int, least: int, most: int, prepaid: bool) -> int:
         """As many answer tokens as is left for, within the two bounds."""
@@ -113,26 +103,30 @@ class Purse:
                 mend="raise the project's budget, or ask for fewer tokens",
             )
         if prepaid is not None:
-            _refuse_unpaid(self.wallet, principal, amount, prepaid)
+            if self.wallet.deposited < prepaid.activation:
+                raise _suspended(principal, prepaid)
+            if amount > 0 and self.wallet.left < amount:
+                raise _exceeded(self.wallet, amount)
 
 
 def _held(passing: bool) -> str:
     return " while others are under way" if passing else ""
 
 
-def _refuse_unpaid(wallet: Wallet, principal: Principal, amount: int, prepaid: Prepaid) -> None:
-    if wallet.deposited < prepaid.activation:
-        raise InsufficientBalance(
-            f"Your account {principal.label} is suspended, please check your plan and billing details",
-            mend=f"it is active once ${prepaid.activation / 1e9:.2f} have been deposited",
-        )
-    if amount > 0 and wallet.left < amount:
-        raise InsufficientBalance(
-            f"You exceeded your current token quota: <org-{wallet.number}> {wallet.left / 1e9:.5f}, "
-            "please check your account balance",
-            passing=wallet.left + wallet.reserved >= amount,
-            mend="top up, or ask for fewer tokens",
-        )
+def _suspended(principal: Principal, prepaid: Prepaid) -> InsufficientBalance:
+    return InsufficientBalance(
+        f"Your account {principal.label} is suspended, please check your plan and billing details",
+        mend=f"it is active once ${prepaid.activation / 1e9:.2f} have been deposited",
+    )
+
+
+def _exceeded(wallet: Wallet, amount: int) -> InsufficientBalance:
+    return InsufficientBalance(
+        f"You exceeded your current token quota: <org-{wallet.number}> {wallet.left / 1e9:.5f}, "
+        "please check your account balance",
+        passing=wallet.left + wallet.reserved >= amount,
+        mend="top up, or ask for fewer tokens",
+    )
 
 
 class Purses:
@@ -175,17 +169,21 @@ class Purses:
             wallets[number] = Wallet(number, *numbers[8:])
         for mark, entry in waiting:
             if mark > (file, byte):
-                _move(entry, accounts, wallets)
+                payers = entry.payers
+                held = [accounts[one] for one in (payers.key, payers.project) if one in accounts]
+                _add(entry.moves, held, wallets.get(payers.wallet))
         self._accounts |= accounts
         self._wallets |= wallets
         key, project = numbers[0], numbers[4]
         return Purse(self._accounts[key], self._accounts[project], self._wallets[number])
 
 
-def _move(entry: Entry, accounts: dict[int, Account], wallets: dict[int, Wallet]) -> None:
-    moves, payers = entry.moves, entry.payers
-    for number in (payers.key, payers.project):
-        if (account := accounts.get(number)) is not None:
-            account.move(*moves)
-    if (wallet := wallets.get(payers.wallet)) is not None:
-        wallet.move(*moves)
+def _add(moves: Moves, accounts: Iterable[Account], wallet: Wallet | None) -> None:
+    spent, reserved, granted = moves
+    for account in accounts:
+        account.spent += spent
+        account.reserved += reserved
+    if wallet is not None:
+        wallet.cash -= spent - granted
+        wallet.voucher -= granted
+        wallet.reserved += reserved

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import sqlite3
 from datetime import date
-from typing import NamedTuple
+
+import msgspec
 
 from perilune.accounts.entries import Opened, Payers, Settled
 from perilune.accounts.posting import post
@@ -21,7 +22,7 @@ FOUND = """SELECT r.charge, v.name, r.outcome, r.uncached, r.cached, r.output, r
     FROM request r JOIN price_version v ON v.id = r.price_id WHERE r.id = ?"""
 
 
-class Ending(NamedTuple):
+class Ending(msgspec.Struct, frozen=True):
     """How a call ended."""
 
     buckets: Buckets

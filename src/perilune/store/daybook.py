@@ -42,7 +42,7 @@ Mark = tuple[int, int]
 class Posting(Protocol):
     """What entries are, and what they do to the tables."""
 
-    def encode(self, entry: Any) -> bytes:
+    def encode(self, entry: Any, /) -> bytes:
         """As JSON on one line."""
         ...
 
