@@ -11,6 +11,7 @@ restart of the process. Nothing here waits, so on one event loop nothing comes b
 
 from __future__ import annotations
 
+import math
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
@@ -31,7 +32,7 @@ BUSY_RETRY_S = 1.0
 class Window:
     """How much was taken in the last `span` seconds."""
 
-    __slots__ = ("_entries", "_grain", "_span", "total")
+    __slots__ = ("_entries", "_grain", "_span", "first_leaves", "total")
 
     def __init__(self, span: float) -> None:
         self._span = span
@@ -39,11 +40,14 @@ class Window:
         self._entries: deque[list[float]] = deque()
         """[first taken, last taken, amount], oldest first."""
         self.total = 0
+        self.first_leaves = math.inf
+        """At the earliest: until then `expire` has nothing to do."""
 
     def expire(self, now: float) -> None:
         entries = self._entries
         while entries and entries[0][1] + self._span <= now:
             self.total -= int(entries.popleft()[2])
+        self.first_leaves = entries[0][1] + self._span if entries else math.inf
 
     def take(self, amount: int, now: float) -> None:
         entries = self._entries
@@ -52,6 +56,8 @@ class Window:
             entries[-1][1] = now
             entries[-1][2] += amount
         else:
+            if not entries:
+                self.first_leaves = now + self._span
             entries.append([now, now, amount])
 
     def give_back(self, amount: int, taken: float) -> None:
@@ -66,7 +72,8 @@ class Window:
         """Seconds until all of it has left."""
         for _, last, amount in reversed(self._entries):
             if amount:
-                return max(last + self._span - now, 0.0)
+                left = last + self._span - now
+                return left if left > 0.0 else 0.0
         return 0.0
 
     def wait(self, excess: int, now: float) -> float:
@@ -155,7 +162,8 @@ class Limits:
             ("TPD", tier.tpd, meters.day_tokens, tokens),
         ):
             if limit:
-                window.expire(now)
+                if window.first_leaves <= now:
+                    window.expire(now)
                 if window.total + amount > limit:
                     raise _beyond(name, limit, window, amount, who, now)
                 taken.append((window, amount))
@@ -183,8 +191,10 @@ class Limits:
         if meters is None:
             return 0, 0.0
         now = self._clock()
-        meters.requests.expire(now)
-        return meters.requests.total, meters.requests.clear(now)
+        requests = meters.requests
+        if requests.first_leaves <= now:
+            requests.expire(now)
+        return requests.total, requests.clear(now)
 
     @property
     def running(self) -> int:
