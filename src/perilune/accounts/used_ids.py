@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections import deque
-
 from perilune.store import Store
 
 LATEST = 4096
@@ -16,26 +14,26 @@ class UsedIds:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._latest: set[str] = set()
-        self._order: deque[str] = deque()
+        self._before: set[str] = set()
+        """As many that came before those."""
         self._greatest: str | None = None
 
     def has(self, request_id: str) -> bool:
         if self._greatest is None:
             self._greatest = self._store.read("SELECT MAX(id) FROM request")[0][0] or ""
-        if request_id in self._latest:
+        if request_id in self._latest or request_id in self._before:
             return True
         return request_id <= self._greatest and bool(
             self._store.read("SELECT 1 FROM request WHERE id = ?", (request_id,))
         )
 
     def add(self, request_id: str) -> None:
+        if len(self._latest) == LATEST:
+            self._greatest = max(self._before | {self._greatest or ""})
+            self._latest, self._before = set(), self._latest
         self._latest.add(request_id)
-        self._order.append(request_id)
-        if len(self._order) > LATEST:
-            oldest = self._order.popleft()
-            self._latest.discard(oldest)
-            self._greatest = max(self._greatest or "", oldest)
 
     def discard(self, request_id: str) -> None:
         """It was taken back."""
         self._latest.discard(request_id)
+        self._before.discard(request_id)
