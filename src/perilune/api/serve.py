@@ -200,15 +200,16 @@ def run(settings: Settings, *, any_port: bool = False) -> None:
 
     logging.basicConfig(level=settings.log_level.upper(), stream=sys.stderr, format=FORMAT)
     access_log.shorten(sys.stderr)
-    _spare_bookkeeping()
-    uvloop.run(serve(settings, any_port=any_port, on_ready=lambda _: gc.freeze()))
+    uvloop.run(serve(settings, any_port=any_port, on_ready=_spare_bookkeeping))
 
 
-def _spare_bookkeeping() -> None:
-    """What each request would pay for and nobody reads: details of log lines that are not shown, and
-    searches for cycles among what was made at the start and stays."""
+def _spare_bookkeeping(_: Server) -> None:
+    """What each request would pay for and nobody reads: unseen details of log lines, searches for cycles
+    among what stays, and the loop's list of generators that nobody closed: here whoever makes one does."""
     logging.logThreads = logging.logProcesses = logging.logMultiprocessing = False
     gc.set_threshold(GC_OBJECTS, 20, 20)
+    gc.freeze()
+    sys.set_asyncgen_hooks(firstiter=None)
 
 
 @contextlib.contextmanager
