@@ -23,4 +23,4 @@ def new_request_id() -> str:
         f"{pairs[now >> 40]}{pairs[now >> 30 & 1023]}{pairs[now >> 20 & 1023]}"
         f"{pairs[now >> 10 & 1023]}{pairs[now & 1023]}"
     )
-    return made + _chance.randbytes(16).translate(_OF_BYTE).decode()
+    return made + _chance.getrandbits(128).to_bytes(16, "big").translate(_OF_BYTE).decode()

@@ -43,18 +43,18 @@ class Guarded:
 
 def principal_of(scope: Scope) -> Principal:
     """Whom the key of this request stands for. Only behind `Guarded`."""
-    principal = scope["perilune.principal"]
-    assert isinstance(principal, Principal)
+    principal: Principal = scope["perilune.principal"]
     return principal
 
 
 def bearer(value: str) -> str:
     """The key in an Authorization header. Raises InvalidKey when there is none."""
     scheme, _, secret = value.strip().partition(" ")
-    if scheme.lower() != "bearer" or not secret.strip():
+    secret = secret.lstrip()
+    if scheme.lower() != "bearer" or not secret:
         raise InvalidKey(
             "Invalid Authentication: no API key was sent",
             field="Authorization",
             mend="send `Authorization: Bearer plk_...`",
         )
-    return secret.strip()
+    return secret

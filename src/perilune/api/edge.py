@@ -93,8 +93,7 @@ def _path(scope: Scope) -> str:
 
 def request_id_of(scope: Scope) -> str:
     """The id that the answer's headers, the log and the ledger's row share."""
-    request_id = scope["perilune.request_id"]
-    assert isinstance(request_id, str)
+    request_id: str = scope["perilune.request_id"]
     return request_id
 
 

@@ -65,7 +65,8 @@ class Exchange(RequestResponseCycle):
         received piece by piece."""
         if self.more_body or not self._news or self.disconnected or self.waiting_for_100_continue:
             return None
-        self.flow.resume_reading()
+        if self.flow.read_paused:
+            self.flow.resume_reading()
         return self._take_body()
 
     def when_gone(self, call: Callable[[], None] | None) -> None:
@@ -73,7 +74,7 @@ class Exchange(RequestResponseCycle):
         self._on_gone = call
         if self.disconnected:
             self.set()
-        elif call is not None:
+        elif call is not None and self.flow.read_paused:
             self.flow.resume_reading()  # else nobody would hear of the end
 
     def set(self) -> None:
@@ -180,5 +181,5 @@ class Exchange(RequestResponseCycle):
 
 def exchange_of(scope: Scope) -> Exchange | None:
     """None where another server carries the app."""
-    found = scope.get(KEY)
-    return found if isinstance(found, Exchange) else None
+    found: Exchange | None = scope.get(KEY)
+    return found
