@@ -231,7 +231,7 @@ async def test_who_leaves_with_a_second_request_under_way_ends_the_work_on_the_f
         with pytest.raises(ClientGone):
             with ClientPresent(scope, receive):
                 while True:
-                    exchange.write_more(b"x")
+                    exchange.write(b"x", more=True)
                     await asyncio.sleep(0.005)
         ended.set()
 

@@ -73,7 +73,7 @@ class EventStream:
         held, self._held = self._held, []
         if held and self._exchange is not None:
             self._since = self._loop.time()
-            self._exchange.write_more(held[0] if len(held) == 1 else b"".join(held))
+            self._exchange.write(held[0] if len(held) == 1 else b"".join(held), more=True)
 
     async def _begin(self) -> None:
         if not self.started:

@@ -119,14 +119,9 @@ class Exchange(RequestResponseCycle):
         if kind == "http.response.start" and not self.response_started:
             self._begin(message)
         elif kind == "http.response.body" and self.response_started and not self.response_complete:
-            self._write(message.get("body", b""), message.get("more_body", False))
+            self.write(message.get("body", b""), message.get("more_body", False))
         else:
             raise RuntimeError(f"{kind} cannot come now")
-
-    def write_more(self, body: bytes) -> None:
-        """Another part of an answer that has begun; for who has seen that `flow` takes it."""
-        if not self.disconnected:
-            self._write(body, more=True)
 
     def _begin(self, message: Message) -> None:
         status: int = message["status"]
@@ -150,7 +145,10 @@ class Exchange(RequestResponseCycle):
         self.waiting_for_100_continue = False
         self._head = STATUS_LINE[status] + lines
 
-    def _write(self, body: bytes, more: bool) -> None:
+    def write(self, body: bytes, more: bool) -> None:
+        """The next part of an answer that has begun; for who has seen that `flow` takes it."""
+        if self.disconnected:
+            return
         if self.scope["method"] == "HEAD":
             self._left, data = 0, b""
         elif self.chunked_encoding:
