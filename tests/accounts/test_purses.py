@@ -168,9 +168,10 @@ async def test_ids_that_are_no_longer_in_memory_are_looked_up(accounts: Accounts
         await accounts.settle_search(made, found=True)
     used = UsedIds(accounts.store)
     assert [used.has(one) for one in ("a", "b", "c", "d", "e")] == [False, True, False, True, False]
-    for number in range(LATEST + 10):
+    for number in range(2 * LATEST + 10):
         used.add(f"e{number:05}")
-    assert not used.has(f"e{LATEST + 10:05}") and used.has(f"e{LATEST:05}")
+    assert not used.has(f"e{2 * LATEST + 10:05}") and used.has(f"e{LATEST:05}")
+    assert [used.has(one) for one in ("b", "c", "d", "e00000")] == [True, False, True, False]
     used.discard(f"e{LATEST:05}")
     assert not used.has(f"e{LATEST:05}")
     with pytest.raises(InputError, match="b was used before"):

@@ -13,6 +13,7 @@ import asyncio
 import json
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing
+from operator import attrgetter
 
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
@@ -40,6 +41,7 @@ from perilune.settings import Settings
 
 BYTES_PER_TOKEN = 4
 """For the size of results, where the backend cannot count."""
+TOOL_CALLS = attrgetter("tool_calls")
 NO_QUERY = "the call named no query"
 NO_ROOM = "the context has no room for its results"
 NOT_PAID = "the balance or a budget does not cover another search"
@@ -59,7 +61,7 @@ class WebSearch:
         """The request with results in the place of their references, and the tool as the model knows it.
 
         Raises InputError where the tool is declared and no provider is set up."""
-        if not request.tools and not any(one.tool_calls for one in request.messages):
+        if not request.tools and not any(map(TOOL_CALLS, request.messages)):
             return request
         if declared(request):
             self._provider(request)
