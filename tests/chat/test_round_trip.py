@@ -188,10 +188,11 @@ def test_what_a_client_sends_back_makes_the_same_prompt(
             decoder = ChunkDecoder()
             encoder = ChunkEncoder(id="c", model="m", created=1)
             events = events_of(next(turns), next_call_index(again), small, talk.tools, thinking)
-            message = whole(
-                [event for sent in events for event in decoder.feed(encoder.encode(sent))]
-                + list(decoder.close())
-            )
+            received_events: list[Event] = []
+            for event in events:
+                decoder.feed(encoder.encode(event), received_events)
+            decoder.close(received_events)
+            message = whole(received_events)
         again.append(message)
     sent = encode_request(msgspec.structs.replace(request, messages=tuple(again)))
     received = decode_request(msgspec.json.encode(sent)).request

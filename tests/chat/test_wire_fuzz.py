@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from perilune.chat.messages import Event
 from perilune.chat.wire import ChunkDecoder, decode_completion, decode_error, decode_request, encode_request
 from perilune.errors import BackendError, InputError
 
@@ -74,11 +75,17 @@ def test_a_damaged_request_is_refused_or_understood(rate: float) -> None:
     assert 0 < understood < 500 or rate > 0.1
 
 
+def fed(body: bytes) -> list[Event]:
+    events: list[Event] = []
+    ChunkDecoder().feed(b"data: %b\n\ndata: [DONE]\n\n" % body, events)
+    return events
+
+
 @pytest.mark.parametrize("rate", [0.01, 0.05, 0.2])
 def test_a_damaged_answer_is_refused_or_understood(rate: float) -> None:
     readers: tuple[Callable[[bytes], object], ...] = (
         decode_completion,
-        lambda body: list(ChunkDecoder().feed(b"data: %b\n\ndata: [DONE]\n\n" % body)),
+        fed,
         lambda body: str(decode_error(400, body)),
     )
     draw = random.Random(1)

@@ -73,8 +73,15 @@ def read(data: bytes, size: int | None = None) -> list[Event]:
     events: list[Event] = []
     step = size or len(data) or 1
     for start in range(0, len(data), step):
-        events += decoder.feed(data[start : start + step])
-    return [*events, *decoder.close()]
+        decoder.feed(data[start : start + step], events)
+    decoder.close(events)
+    return events
+
+
+def fed(decoder: ChunkDecoder, data: bytes) -> list[Event]:
+    events: list[Event] = []
+    decoder.feed(data, events)
+    return events
 
 
 def sse(*bodies: Any) -> bytes:
@@ -181,29 +188,45 @@ def test_any_split_of_the_bytes_gives_the_same_events(line_end: bytes) -> None:
     for size in (*range(1, 20), 64, len(data)):
         assert read(data, size) == EVENTS
     for cut in range(len(data) + 1):
-        decoder = ChunkDecoder()
-        assert [*decoder.feed(data[:cut]), *decoder.feed(data[cut:]), *decoder.close()] == EVENTS
+        decoder, events = ChunkDecoder(), list[Event]()
+        decoder.feed(data[:cut], events)
+        decoder.feed(data[cut:], events)
+        decoder.close(events)
+        assert events == EVENTS
 
 
 @pytest.mark.parametrize("end", [b"", encode_error_event(InputError("is wrong")), b"data: {no\n\n"])
 def test_any_split_of_a_stream_that_breaks_gives_the_same_events_before(end: bytes) -> None:
     data = stream(EVENTS[:3]) + end
     for cut in range(len(data) + 1):
-        decoder, events = ChunkDecoder(), []
+        decoder, events = ChunkDecoder(), list[Event]()
         with pytest.raises(BackendError):
-            for piece in (data[:cut], data[cut:]):
-                for event in decoder.feed(piece):
-                    events.append(event)
-            for event in decoder.close():
-                events.append(event)
+            decoder.feed(data[:cut], events)
+            decoder.feed(data[cut:], events)
+            decoder.close(events)
         assert events == EVENTS[:3]
 
 
 def test_events_arrive_with_the_byte_that_completes_them() -> None:
     decoder = ChunkDecoder()
     data = sse(delta(content="a"))[: -len(b"data: [DONE]\n\n")]
-    assert list(decoder.feed(data[:-1])) == []
-    assert list(decoder.feed(data[-1:])) == [TextDelta("a")]
+    assert fed(decoder, data[:-1]) == []
+    assert fed(decoder, data[-1:]) == [TextDelta("a")]
+
+
+@pytest.mark.parametrize(
+    "end",
+    [
+        delta("content_filter", content="b"),
+        delta(content="b", tool_calls=[3]),
+        delta("stop", content="b", tool_calls=[{"index": 0, "id": "a", "function": {"arguments": "{}"}}]),
+    ],
+)
+def test_of_a_chunk_that_cannot_be_read_nothing_is_an_event(end: dict[str, Any]) -> None:
+    events: list[Event] = []
+    with pytest.raises(BackendError):
+        ChunkDecoder().feed(sse(delta(content="a"), end), events)
+    assert events == [TextDelta("a")]
 
 
 TEXT = b'{"choices":[{"delta":{"content":"a"}}]}'
@@ -227,7 +250,7 @@ def test_no_object_is_read_over_the_end_of_its_line(data: bytes) -> None:
 def test_a_line_that_is_no_data_is_none_even_if_it_reads_like_it() -> None:
     data = b"data: " + TEXT + b"\n" + TEXT + b"\n\ndata: " + TEXT + b"\n\n"
     for one in (data, data.replace(b"\n", b"\r\n")):
-        assert list(ChunkDecoder().feed(one)) == [TextDelta("a"), TextDelta("a")]
+        assert fed(ChunkDecoder(), one) == [TextDelta("a"), TextDelta("a")]
 
 
 def test_thinking_under_its_other_name() -> None:
@@ -267,7 +290,7 @@ def test_tool_calls_of_every_engine(bodies: list[Any], events: list[Event]) -> N
 def test_calls_without_ids_are_numbered_over_the_conversation() -> None:
     decoder = ChunkDecoder(first_call=4)
     body = sse(delta("tool_calls", tool_calls=[{"index": 0, "function": {"name": "f"}}]))
-    assert next(decoder.feed(body)) == ToolCallStarted(0, "functions.f:4", "f")
+    assert fed(decoder, body)[0] == ToolCallStarted(0, "functions.f:4", "f")
 
 
 TOLD = {"prompt_tokens": 9, "completion_tokens": 3}
@@ -294,8 +317,8 @@ def test_usage_is_found_wherever_it_stands(bodies: list[Any], cached: int) -> No
 
 def test_whether_usage_was_reported_is_known() -> None:
     silent, telling = ChunkDecoder(), ChunkDecoder()
-    list(silent.feed(sse(delta("stop"))))
-    list(telling.feed(sse(delta("stop") | {"usage": TOLD})))
+    fed(silent, sse(delta("stop")))
+    fed(telling, sse(delta("stop") | {"usage": TOLD}))
     assert (silent.usage_seen, telling.usage_seen) == (False, True)
 
 
@@ -335,7 +358,7 @@ def test_a_cut_stream_is_interrupted(data: bytes) -> None:
 )
 def test_what_is_not_openai_shaped_is_said_to_be_so(data: bytes) -> None:
     with pytest.raises(BackendProtocol):
-        list(ChunkDecoder().feed(data))
+        fed(ChunkDecoder(), data)
 
 
 @pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"choices":[]}', b'{"choices":[{"message":{}}]}', b"3"])

@@ -13,7 +13,7 @@ import asyncio
 import logging
 import random
 import time
-from collections.abc import AsyncGenerator, Awaitable, Callable, Iterable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -137,25 +137,30 @@ class UpstreamBackend:
         response, data, decoder = await self._begin(request)
         size, finished = 0, False
         try:
-            while data:
+            while not finished:
                 size += len(data)
                 if size > MOST_STREAM_BYTES:
                     raise BackendProtocol(f"the answer of {self.url} does not end")
-                burst, failure = _whole_burst(decoder.feed(data))
+                burst: list[Event] = []
+                failure = None
+                try:
+                    if data:
+                        decoder.feed(data, burst)
+                    else:
+                        decoder.close(burst)
+                except BackendError as error:  # after what came before it
+                    failure = error
                 if burst:
                     finished = isinstance(burst[-1], Finished)
                     yield burst
                 if failure is not None:
                     raise failure
-                if finished:
+                if finished or not data:
                     return
-                data = await self._more(response)
-            burst, failure = _whole_burst(decoder.close())
-            if burst:
-                finished = isinstance(burst[-1], Finished)
-                yield burst
-            if failure is not None:
-                raise failure
+                try:
+                    data = await response.content.readany()
+                except (aiohttp.ClientError, TimeoutError, OSError) as error:
+                    raise self._interrupted(error) from error
         finally:
             if finished:
                 self._keep(response)
@@ -281,13 +286,6 @@ class UpstreamBackend:
 
     # ---- after it
 
-    async def _more(self, response: Response) -> bytes:
-        """The next bytes of the body; b"" at its end."""
-        try:
-            return await response.content.readany()
-        except (aiohttp.ClientError, TimeoutError, OSError) as error:
-            raise self._interrupted(error) from error
-
     async def _whole(self, response: Response, first: bytes, first_call: int) -> Completion:
         try:
             body = first + await read_capped(response)
@@ -314,25 +312,15 @@ async def _read_rest(response: Response) -> None:
         response.close()  # nothing to do where the end was reached
 
 
-def _whole_burst(events: Iterable[Event]) -> tuple[list[Event], BackendError | None]:
-    """The events up to the first failure, and that."""
-    burst: list[Event] = []
-    try:
-        burst.extend(events)  # keeps what came before a failure
-    except BackendError as error:
-        return burst, error
-    return burst, None
-
-
 class _Whole:
     """Reads an answer that has arrived already."""
 
     def __init__(self, events: list[Event]) -> None:
         self._events = events
 
-    def feed(self, data: bytes) -> list[Event]:
+    def feed(self, data: bytes, events: list[Event]) -> None:
         """All of it. No bytes come after the first ones."""
-        return self._events
+        events += self._events
 
-    def close(self) -> list[Event]:
-        return []
+    def close(self, events: list[Event]) -> None:
+        """Nothing is left."""

@@ -6,6 +6,7 @@ the choice, at the top or in a chunk of its own. What they mean is the same, and
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
 import msgspec
@@ -92,31 +93,36 @@ class Answer:
         self._calls: list[_Call] = []
         self._first_call = first_call
 
-    def add(self, chunk: Chunk) -> list[Event]:
-        events: list[Event] = []
-        if chunk.usage:
-            self._note_usage(chunk.usage)
-        if not chunk.choices:
-            return events
-        choice = chunk.choices[0]
-        if choice.usage:
-            self._note_usage(choice.usage)
-        delta = choice.delta
-        if thinking := delta.reasoning_content or delta.reasoning:
-            events.append(ThinkingDelta(thinking))
-        if delta.content:
-            events.append(TextDelta(delta.content))
-        if delta.tool_calls:
-            for fragment in _expect(delta.tool_calls, list, "tool_calls"):
-                events += self._fragment(_expect(fragment, dict, "tool_calls[]"))
-        if choice.finish_reason:
-            self._note_reason(str(choice.finish_reason))
-        return events
+    def add(self, chunks: Iterable[Chunk], events: list[Event]) -> None:
+        """What they say goes to the end of `events`: all of a chunk, and nothing of one that is refused."""
+        for chunk in chunks:
+            if chunk.usage:
+                self._note_usage(chunk.usage)
+            if not chunk.choices:
+                continue
+            choice = chunk.choices[0]
+            if choice.usage:
+                self._note_usage(choice.usage)
+            delta = choice.delta
+            calls = self._fragments(delta.tool_calls) if delta.tool_calls else ()
+            if choice.finish_reason:
+                self._note_reason(str(choice.finish_reason))
+            if thinking := delta.reasoning_content or delta.reasoning:
+                events.append(ThinkingDelta(thinking))
+            if delta.content:
+                events.append(TextDelta(delta.content))
+            events += calls
 
     def finished(self) -> Finished:
         if self.reason is None:
             raise BackendInterrupted("the model's stream ended before it was complete", mend="try again")
         return Finished(self.reason, self.usage or Usage())
+
+    def _fragments(self, fragments: Any) -> list[Event]:
+        events: list[Event] = []
+        for fragment in _expect(fragments, list, "tool_calls"):
+            events += self._fragment(_expect(fragment, dict, "tool_calls[]"))
+        return events
 
     def _fragment(self, fragment: dict[str, Any]) -> list[Event]:
         function = _expect(fragment.get("function") or {}, dict, "tool_calls[].function")

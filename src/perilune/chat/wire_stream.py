@@ -7,7 +7,6 @@ shape is BackendProtocol; nothing is guessed about a broken answer.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
 
 from perilune.chat.messages import (
     Assembler,
@@ -44,7 +43,8 @@ def completion_events(completion: Completion) -> list[Event]:
 class ChunkDecoder:
     """Server-sent events to events; the same ones however the bytes are split.
 
-    Feed what arrives, then `close()`: it gives `Finished` to an endpoint that omits `[DONE]`."""
+    Feed what arrives, then `close()`: it gives `Finished` to an endpoint that omits `[DONE]`. Both put the
+    events at the end of a list, so those before a failure are there when it is raised."""
 
     def __init__(self, first_call: int = 0) -> None:
         """`first_call`: tool calls that the conversation holds already; it numbers calls without an id."""
@@ -59,34 +59,33 @@ class ChunkDecoder:
         """Whether the endpoint reported token counts at all; if not, those of `Finished` are zeros."""
         return self._answer.usage is not None
 
-    def feed(self, data: bytes) -> Iterator[Event]:
-        """Raises, while it is iterated over, BackendProtocol, or what the endpoint reports as an error in the
-        stream: after the events before it, however much arrived at once."""
+    def feed(self, data: bytes, events: list[Event]) -> None:
+        """Raises BackendProtocol, or what the endpoint reports as an error in the stream: after the events
+        before it, however much arrived at once."""
         before_done = data.removesuffix(DONE_EVENT)
         is_within = self._data or self._lines.rest
         chunks = None if is_within else _plain_chunks(before_done)
         if chunks is None:
             for line in self._lines.feed(data):
-                yield from self._line(line)
+                self._line(line, events)
         elif not self._done:
-            for chunk in chunks:
-                yield from self._answer.add(chunk)
+            self._answer.add(chunks, events)
             if len(before_done) < len(data):
-                yield from self._finish()
+                self._finish(events)
 
-    def close(self) -> Iterator[Event]:
+    def close(self, events: list[Event]) -> None:
         """The end of the bytes. Raises BackendInterrupted when the answer was not complete."""
         try:
             for line in (*self._lines.close(), b""):
-                yield from self._line(line)
+                self._line(line, events)
         except BackendProtocol as error:  # half an event: the connection was cut inside it
             raise BackendInterrupted("the model's stream was cut") from error
         if not self._done:
-            yield from self._finish()
+            self._finish(events)
 
-    def _line(self, line: bytes) -> Sequence[Event]:
+    def _line(self, line: bytes, events: list[Event]) -> None:
         if self._done:
-            return ()
+            return
         if line:
             name, _, value = line.partition(b":")
             if name == b"data":
@@ -94,20 +93,17 @@ class ChunkDecoder:
                 self._size += len(line) + 1
             if self._size > MAX_EVENT_BYTES:
                 raise BackendProtocol("the endpoint sent an endless event")
-            return ()
+            return
         self._size = 0
-        data, self._data = b"\n".join(self._data), []
-        return self._event(data)
+        data, self._data = b"\n".join(self._data).strip(), []
+        if data == b"[DONE]":
+            self._finish(events)
+        elif data:
+            self._answer.add([read_chunk(data)], events)
 
-    def _event(self, data: bytes) -> Sequence[Event]:
-        data = data.strip()
-        if self._done or not data:
-            return ()
-        return self._finish() if data == b"[DONE]" else self._answer.add(read_chunk(data))
-
-    def _finish(self) -> Sequence[Event]:
+    def _finish(self, events: list[Event]) -> None:
         self._done = True
-        return (self._answer.finished(),)
+        events.append(self._answer.finished())
 
 
 class _Lines:
@@ -153,9 +149,9 @@ def _plain_chunks(data: bytes) -> list[Chunk] | None:
 def decode_completion(body: bytes, first_call: int = 0) -> Completion:
     """The answer to a call without streaming. Raises BackendProtocol, or the error that the body reports."""
     answer, assembler = Answer(first_call), Assembler()
-    for event in answer.add(read_chunk(body)):
-        assembler.add(event)
+    events: list[Event] = []
+    answer.add([read_chunk(body)], events)
     if answer.reason is None:
         raise BackendProtocol("the endpoint's answer has no choice with a finish_reason", mend=NOT_OPENAI)
-    assembler.add(answer.finished())
+    assembler.add_all([*events, answer.finished()])
     return assembler.completion()
