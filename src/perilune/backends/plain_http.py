@@ -8,6 +8,7 @@ that is closed before that closes its connection, so that the work stops at the 
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections import deque
 from collections.abc import AsyncIterator, Mapping
@@ -46,7 +47,7 @@ class PlainSession:
         response = connection.ask(b"%b%d\r\n\r\n%b" % (self._head, len(body), body), self._silence_s)
         try:
             while not response.status:
-                await response.wait()
+                await response.next_change()
         except BaseException:
             response.close()
             raise
@@ -110,25 +111,21 @@ class PlainResponse:
 
     @property
     def content_type(self) -> str:
-        kind = self.headers.get("Content-Type") or "application/octet-stream"
-        return kind.partition(";")[0].strip().lower()
+        return _kind(self.headers.values.get(b"content-type") or b"application/octet-stream")
 
-    async def wait(self) -> None:
-        """Wait for anything to happen. Raises what ended the answer."""
+    def next_change(self) -> asyncio.Future[None]:
+        """Done when anything has happened. Raises what ended the answer."""
         if self._error is not None:
             raise self._error
         self._waiter = asyncio.get_running_loop().create_future()
-        try:
-            await self._waiter
-        finally:
-            self._waiter = None
+        return self._waiter
 
     async def readany(self) -> bytes:
         """What has arrived of the body, at least one byte; b"" at its end."""
         while not self._pieces:
             if self._ended:
                 return b""
-            await self.wait()
+            await self.next_change()
         data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
         self._pieces, self._size = [], 0
         if self._connection.is_paused:
@@ -154,9 +151,9 @@ class PlainResponse:
         one."""
         return not self._pieces and self.heard_at + self.silence_s <= now
 
-    def add(self, data: bytes) -> None:
-        self._pieces.append(data)
-        self._size += len(data)
+    def add(self, pieces: list[bytes]) -> None:
+        self._pieces += pieces
+        self._size += sum(map(len, pieces))
         if self._size > HIGH_WATER:
             self._connection.pause()
 
@@ -168,6 +165,11 @@ class PlainResponse:
     def wake(self) -> None:
         if self._waiter is not None and not self._waiter.done():
             self._waiter.set_result(None)
+
+
+@functools.lru_cache(maxsize=64)
+def _kind(content_type: bytes) -> str:
+    return content_type.decode("latin-1").partition(";")[0].strip().lower()
 
 
 class _Headers:
@@ -193,6 +195,9 @@ class _Connection(asyncio.Protocol):
         self._parser: Any = None
         self._response: PlainResponse | None = None
         self._header_bytes = 0
+        self._pieces: list[bytes] = []
+        """Of the body, from the bytes that are being parsed."""
+        self.on_body = self._pieces.append  # without a step of ours: every event of a stream passes here
         self.is_paused = False
         self._watch: asyncio.TimerHandle | None = None
 
@@ -247,10 +252,15 @@ class _Connection(asyncio.Protocol):
             self.drop()
             return
         response.heard_at = time.monotonic()
+        failure = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
-            self._fail(response, aiohttp.ClientError(f"not HTTP: {error}"))
+            failure = aiohttp.ClientError(f"not HTTP: {error}")
+        if self._pieces:
+            self._hand_over()
+        if failure is not None:
+            self._fail(response, failure)
         response.wake()  # once for all that came together
 
     def connection_lost(self, error: Exception | None) -> None:
@@ -267,6 +277,12 @@ class _Connection(asyncio.Protocol):
             response.end(aiohttp.ClientPayloadError("cut"))
         else:
             response.end(aiohttp.ServerDisconnectedError())
+
+    def _hand_over(self) -> None:
+        """What has come of the body goes to who asked for it; after an answer's end nobody did."""
+        if self._response is not None:
+            self._response.add(self._pieces)
+        self._pieces.clear()
 
     def _fail(self, response: PlainResponse, error: Exception) -> None:
         self._response = None
@@ -294,14 +310,11 @@ class _Connection(asyncio.Protocol):
         if self._response is not None and self._parser.get_status_code() >= 200:
             self._response.status = self._parser.get_status_code()
 
-    def on_body(self, data: bytes) -> None:
-        if self._response is not None:
-            self._response.add(data)
-
     def on_message_complete(self) -> None:
         response = self._response
         if response is None or not response.status:  # an interim answer, such as 100
             return
+        self._hand_over()
         self._response = None
         self.resume()
         response.end()
