@@ -241,7 +241,8 @@ class UpstreamBackend:
                 await self._sleep(pause)
 
     async def _attempt(self, request: Request, body: dict[str, Any]) -> Answer:
-        """One POST, up to the first bytes of the answer. Raises Passing for what a retry may mend."""
+        """One POST, up to the first bytes of the answer and what reads them. Raises Passing for what a retry
+        may mend."""
         if self._session is None:
             self._session = open_session(f"{self.url}/chat/completions", self._headers, self._timeout_s)
         try:
@@ -249,7 +250,18 @@ class UpstreamBackend:
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             raise self._failed(error) from error
         try:
-            return response, *await self._first(response, request)
+            if response.status != 200:
+                raise await self._refused(response)
+            first = await response.content.readany()
+            shape = body_shape(response.content_type, first)
+            if shape == "page":
+                raise web_page(self.url)
+            first_call = sum([len(message.tool_calls) for message in request.messages])
+            if shape == "stream":
+                return response, first, ChunkDecoder(first_call)
+            # Some endpoints do not stream, whatever they are asked.
+            whole = await self._whole(response, first, first_call)
+            return response, first, _Whole(completion_events(whole))
         except (aiohttp.ClientError, TimeoutError, OSError) as error:
             response.close()
             raise self._failed(error) from error
@@ -257,25 +269,15 @@ class UpstreamBackend:
             response.close()
             raise
 
-    async def _first(self, response: Response, request: Request) -> tuple[bytes, Decoder]:
-        """The first bytes of a response and what reads them. Raises also aiohttp's errors."""
-        if response.status != 200:
-            body = await read_capped(response)
-            refused = refusal(response, body, self.url)
-            if isinstance(refused, BackendRefused) and is_too_long(body):
-                raise ContextTooLong(refused.message, mend="shorten the conversation")
-            final = response.headers.get("x-should-retry") == "false"
-            final = final or isinstance(refused, BackendOutOfQuota)
-            raise refused if final or not is_passing(refused) else Passing(refused)
-        first_call = sum([len(message.tool_calls) for message in request.messages])
-        first = await response.content.readany()
-        shape = body_shape(response.content_type, first)
-        if shape == "page":
-            raise web_page(self.url)
-        if shape == "stream":
-            return first, ChunkDecoder(first_call)
-        # Some endpoints do not stream, whatever they are asked.
-        return first, _Whole(completion_events(await self._whole(response, first, first_call)))
+    async def _refused(self, response: Response) -> Exception:
+        """What a status other than 200 is to be raised as. Raises also aiohttp's errors."""
+        body = await read_capped(response)
+        refused = refusal(response, body, self.url)
+        if isinstance(refused, BackendRefused) and is_too_long(body):
+            return ContextTooLong(refused.message, mend="shorten the conversation")
+        final = response.headers.get("x-should-retry") == "false"
+        final = final or isinstance(refused, BackendOutOfQuota)
+        return refused if final or not is_passing(refused) else Passing(refused)
 
     def _failed(self, error: BaseException) -> Exception:
         if isinstance(error, TimeoutError) and not isinstance(error, aiohttp.ConnectionTimeoutError):
