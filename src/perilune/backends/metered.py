@@ -46,6 +46,8 @@ BYTES_PER_TOKEN = 4
 """For estimates, where nobody told the usage."""
 MARKER_TOKENS = 16
 """More than the template puts around one message, call or tool; for bounds."""
+UNCOUNTED = 64
+"""Events of an answer that are kept until their size is taken together."""
 
 LEAST_ANSWER = 256
 """An answer whose length the request leaves open is cut to what budgets and balance cover, but never below
@@ -58,6 +60,10 @@ class Quote(msgspec.Struct, frozen=True):
     """What a call can come to, before it is made."""
 
     entry: ModelEntry
+    backend: Backend
+    """The one that answers."""
+    request: Request
+    """As that backend takes it."""
     prompt_bound: int
     """Tokens of the prompt, never too few."""
     prompt_estimate: int
@@ -128,10 +134,10 @@ class MeteredBackend:
         inner = self._inner
         try:
             if isinstance(inner, Router):
-                entry, counted = await inner.counted(request)
+                entry, backend, routed = await inner.route(request)
             else:
-                entry = find_entry(await inner.models(), request.model)
-                counted = await inner.count_tokens(request)
+                entry, backend, routed = find_entry(await inner.models(), request.model), inner, request
+            counted = await backend.count_tokens(routed)
             bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
         except UnicodeEncodeError:
             refuse_surrogates(request)  # which says where it stands
@@ -141,7 +147,8 @@ class MeteredBackend:
         most = max(1, min(request.max_tokens or entry.max_output_tokens, room))
         least = min(LEAST_ANSWER, most) if request.max_tokens is None else None
         price = self._accounts.prices
-        return Quote(entry, bound, estimate, most, price.upper_bound(entry.price, bound, most), least)
+        most_nano_usd = price.upper_bound(entry.price, bound, most)
+        return Quote(entry, backend, routed, bound, estimate, most, most_nano_usd, least)
 
     async def ready(self) -> None:
         await self._inner.ready()
@@ -193,10 +200,10 @@ class MeteredCall:
         self._backend = backend
         self._request = request
         self._bytes = 0
-        """Of text, thinking and calls that arrived, but for the last burst."""
-        self._last: Sequence[Event] = ()
-        """The last burst that arrived. It is counted when another comes, or where its size is asked for: most
-        answers that are not streamed are one burst, and tell their usage."""
+        """Of text, thinking and calls that arrived, but for the last events."""
+        self._last: list[Event] = []
+        """The last events that arrived; none only before any did. They are counted many at a time, or where
+        their size is asked for: most answers that are not streamed are few, and tell their usage."""
         self.bursts: Bursts = self._run()
         """The same events, together that came together. Use one or the other."""
         self._events = each(self.bursts)
@@ -219,11 +226,13 @@ class MeteredCall:
         reservation = await self._backend._reserve(self.request_id, quote)
         outcome: Outcome = "aborted"
         try:
-            bursts = await self._inner_bursts(reservation)
+            request = msgspec.structs.replace(quote.request, max_tokens=reservation.max_tokens)
+            bursts = bursts_of(quote.backend, request)
             try:
                 async for burst in bursts:
-                    self._bytes += _size(self._last)
-                    self._last = burst
+                    if len(self._last) > UNCOUNTED:
+                        self._bytes, self._last = self._bytes + _size(self._last), []
+                    self._last += burst
                     last = burst[-1]
                     if isinstance(last, Finished):
                         if len(burst) > 1:
@@ -242,14 +251,6 @@ class MeteredCall:
         finally:
             if self.charge is None:
                 await self._settle_unfinished(reservation, quote, outcome)
-
-    async def _inner_bursts(self, reservation: Reservation) -> Bursts:
-        """The inner call, held to the tokens that were reserved for it."""
-        inner = self._backend._inner
-        request = msgspec.structs.replace(self._request, max_tokens=reservation.max_tokens)
-        if isinstance(inner, Router):
-            return await inner.open(request)
-        return bursts_of(inner, request)
 
     async def _settle_finished(self, reservation: Reservation, quote: Quote, event: Finished) -> Finished:
         """No prompt is empty: counts that say so, or that no model can reach, are not taken as counts."""

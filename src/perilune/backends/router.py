@@ -16,7 +16,7 @@ import msgspec
 
 from perilune.accounts.keys import Principal
 from perilune.backends.base import Backend, ModelEntry
-from perilune.backends.bursts import Bursts, bursts_of
+from perilune.backends.bursts import bursts_of
 from perilune.backends.members import Member
 from perilune.backends.replicas import Replicas
 from perilune.chat.messages import Event, Request
@@ -62,15 +62,21 @@ class Router:
         return (await self._current())._entries
 
     async def stream(self, request: Request) -> AsyncIterator[Event]:
-        async with aclosing(await self.open(request)) as bursts:
+        _, backend, routed = await self.route(request)
+        async with aclosing(bursts_of(backend, routed)) as bursts:
             async for burst in bursts:
                 for event in burst:
                     yield event
 
-    async def open(self, request: Request) -> Bursts:
-        """The answer of the backend that the request goes to, without ours around it."""
-        entry, backend = await self._route(request.model)
-        return bursts_of(backend, _under(entry, request))
+    async def route(self, request: Request) -> tuple[ModelEntry, Backend, Request]:
+        """The model that answers, its backend, and the request under its own name. Raises NotFound."""
+        route = (await self._current())._routes.get(request.model)
+        if route is None:
+            raise _not_served(self._entries, request.model)
+        entry, place = route
+        if request.model != entry.id:
+            request = msgspec.structs.replace(request, model=entry.id)
+        return entry, self._backends[place], request
 
     async def members(self) -> list[Member]:
         """Every backend, as operators see it."""
@@ -95,24 +101,14 @@ class Router:
             await backend.ready()
 
     async def count_tokens(self, request: Request) -> int | None:
-        return (await self.counted(request))[1]
-
-    async def counted(self, request: Request) -> tuple[ModelEntry, int | None]:
-        """The model that answers, and what its backend counts. Raises NotFound."""
-        entry, backend = await self._route(request.model)
-        return entry, await backend.count_tokens(_under(entry, request))
+        _, backend, routed = await self.route(request)
+        return await backend.count_tokens(routed)
 
     async def close(self) -> None:
         results = await asyncio.gather(*(one.close() for one in self._backends), return_exceptions=True)
         for result in results:
             if isinstance(result, BaseException):
                 raise result
-
-    async def _route(self, name: str) -> tuple[ModelEntry, Backend]:
-        route = (await self._current())._routes.get(name)
-        if route is None:
-            raise _not_served(self._entries, name)
-        return route[0], self._backends[route[1]]
 
     async def _current(self) -> Self:
         """Itself, after a look at what the backends serve now. Raises ConfigError when two claim one name."""
@@ -154,11 +150,6 @@ async def _as_members(backend: Backend) -> list[Member]:
     except PeriluneError as error:
         return [Member(name="model", model="", kind="", breaker="open", error=error.message)]
     return [Member(name=entry.backend, model=entry.id, kind=entry.backend) for entry in entries]
-
-
-def _under(entry: ModelEntry, request: Request) -> Request:
-    """The request with the model's own name."""
-    return request if request.model == entry.id else msgspec.structs.replace(request, model=entry.id)
 
 
 def names_of(entry: ModelEntry) -> set[str]:
