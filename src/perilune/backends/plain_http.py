@@ -152,8 +152,10 @@ class PlainResponse:
         return not self._pieces and self.heard_at + self.silence_s <= now
 
     def add(self, pieces: list[bytes]) -> None:
+        """Takes them out of that list."""
         self._pieces += pieces
         self._size += sum(map(len, pieces))
+        pieces.clear()
         if self._size > HIGH_WATER:
             self._connection.pause()
 
@@ -207,6 +209,7 @@ class _Connection(asyncio.Protocol):
 
     def ask(self, request: bytes, silence_s: float) -> PlainResponse:
         self._header_bytes = 0
+        self._pieces.clear()
         response = self._response = PlainResponse(self, silence_s)
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(silence_s, self._look)
@@ -257,8 +260,8 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             failure = aiohttp.ClientError(f"not HTTP: {error}")
-        if self._pieces:
-            self._hand_over()
+        if self._pieces and self._response is not None:  # what follows an answer's end nobody asked for
+            response.add(self._pieces)
         if failure is not None:
             self._fail(response, failure)
         response.wake()  # once for all that came together
@@ -277,12 +280,6 @@ class _Connection(asyncio.Protocol):
             response.end(aiohttp.ClientPayloadError("cut"))
         else:
             response.end(aiohttp.ServerDisconnectedError())
-
-    def _hand_over(self) -> None:
-        """What has come of the body goes to who asked for it; after an answer's end nobody did."""
-        if self._response is not None:
-            self._response.add(self._pieces)
-        self._pieces.clear()
 
     def _fail(self, response: PlainResponse, error: Exception) -> None:
         self._response = None
@@ -314,7 +311,7 @@ class _Connection(asyncio.Protocol):
         response = self._response
         if response is None or not response.status:  # an interim answer, such as 100
             return
-        self._hand_over()
+        response.add(self._pieces)
         self._response = None
         self.resume()
         response.end()
