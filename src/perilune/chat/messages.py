@@ -100,30 +100,31 @@ class Usage(msgspec.Struct, frozen=True, kw_only=True):
     reasoning_tokens: int = 0
 
 
-# ---- what a backend streams, in this order: thinking, text, tool calls (one after the other), Finished
+# ---- what a backend streams, in this order: thinking, text, tool calls (one after the other), Finished.
+# Many are made, and none can be in a circle: the collector need not know them.
 
 
-class ThinkingDelta(msgspec.Struct, frozen=True, tag="thinking"):
+class ThinkingDelta(msgspec.Struct, frozen=True, gc=False, tag="thinking"):
     text: str
 
 
-class TextDelta(msgspec.Struct, frozen=True, tag="text"):
+class TextDelta(msgspec.Struct, frozen=True, gc=False, tag="text"):
     text: str
 
 
-class ToolCallStarted(msgspec.Struct, frozen=True, tag="call"):
+class ToolCallStarted(msgspec.Struct, frozen=True, gc=False, tag="call"):
     index: int
     """Position in this answer (OpenAI's `index`), not the IDX of the id."""
     id: str
     name: str
 
 
-class ToolCallDelta(msgspec.Struct, frozen=True, tag="arguments"):
+class ToolCallDelta(msgspec.Struct, frozen=True, gc=False, tag="arguments"):
     index: int
     arguments: str
 
 
-class Finished(msgspec.Struct, frozen=True, tag="finished"):
+class Finished(msgspec.Struct, frozen=True, gc=False, tag="finished"):
     """Always last, exactly once; a stream that ends without it was interrupted."""
 
     reason: FinishReason

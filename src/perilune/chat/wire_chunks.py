@@ -34,14 +34,14 @@ FINISH_REASONS: dict[str, FinishReason] = {
 """Any other word of an endpoint (`eos`, `end_turn`, ...) means `stop`."""
 
 
-class Delta(msgspec.Struct):
+class Delta(msgspec.Struct, gc=False):
     content: str | None = None
     reasoning_content: str | None = None
     reasoning: str | None = None
     tool_calls: Any = None
 
 
-class Choice(msgspec.Struct):
+class Choice(msgspec.Struct, gc=False):
     delta: Delta
     finish_reason: Any = None
     usage: Any = None
@@ -49,9 +49,9 @@ class Choice(msgspec.Struct):
     """What stands in the place of `delta` in answers that are no stream."""
 
 
-class Chunk(msgspec.Struct):
+class Chunk(msgspec.Struct, gc=False):
     """A chunk as nearly all are, read in a fraction of the time that reading any JSON takes. Whatever is not
-    of these types is for `read_chunk`."""
+    of these types is for `read_chunk`. What was read holds no circle for the collector to look for."""
 
     choices: list[Choice]
     usage: Any = None

@@ -135,7 +135,7 @@ def _plain_chunks(data: bytes) -> list[Chunk] | None:
     mostly are; None where they are not."""
     number = data.count(b"}\n\ndata: {") + 1
     is_framed = data.startswith(b"data: {") and data.endswith(b"}\n\n")
-    if not is_framed or data.count(b"\n") != 2 * number or data.count(b"\r"):
+    if not is_framed or data.count(b"\n") != 2 * number or b"\r" in data:
         return None
     try:
         chunks = plain_chunks(data[6:-2].replace(b"\n\ndata: ", b"\n"))
