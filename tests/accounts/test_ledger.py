@@ -186,12 +186,13 @@ async def test_what_a_full_disk_did_not_settle_is_settled_when_there_is_room(
     with pytest.raises(StorageFull):
         await accounts.ledger.settle_late()
     monkeypatch.undo()
-    await accounts.settle(held[-1], Usage(), outcome="failed")
-    assert await accounts.ledger.settle_late() == len(held)  # what came first holds
+    charge = await accounts.settle(held[-1], Usage(), outcome="failed")
+    assert (charge.outcome, charge.buckets.uncached) == ("finished", 5)  # what came first holds
+    assert await accounts.ledger.settle_late() == len(held) - 1
     assert await accounts.ledger.settle_late() == 0
     assert accounts.verify() == ()
     rows = accounts.usage_rows(limit=1000)
-    assert {(row.outcome, row.charge) for row in rows[1:]} == {("finished", 5 * 950 + 4000)}
+    assert {(row.outcome, row.charge) for row in rows} == {("finished", 5 * 950 + 4000)}
 
 
 async def test_while_the_tables_are_full_calls_end_and_none_begins(accounts: Accounts) -> None:
@@ -264,9 +265,9 @@ async def test_a_cancelled_reserve_is_closed(synced: Accounts) -> None:
 
 async def test_a_call_that_waits_for_the_disk_is_posted_when_it_is_answered(synced: Accounts) -> None:
     reservation = await reserve(synced, synced.local_principal(), "r1")
-    assert synced.store.read("SELECT outcome FROM request", posted=False) == [("open",)]
+    assert synced.store.read_posted("SELECT outcome FROM request") == [("open",)]
     await synced.settle(reservation, Usage(prompt_tokens=7))
-    assert synced.store.read("SELECT outcome FROM request", posted=False) == [("finished",)]
+    assert synced.store.read_posted("SELECT outcome FROM request") == [("finished",)]
 
 
 async def test_a_cancelled_wait_does_not_undo_a_settle(synced: Accounts) -> None:

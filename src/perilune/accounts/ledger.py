@@ -35,7 +35,7 @@ from perilune.accounts.rows import (
 from perilune.accounts.settling import Ending, charge_of, close_orphans, find_charge, settled
 from perilune.accounts.used_ids import UsedIds
 from perilune.accounts.wallet import Prepaid
-from perilune.errors import InputError, StorageFull, StoreError
+from perilune.errors import InputError, StoreError
 from perilune.store import Store
 
 
@@ -111,7 +111,11 @@ class Ledger:
                 return
             purse = self._purses.of(made.principal)
             entry = Released(made.request_id, made.amount, purse.payers(made.prepaid))
-            self._store.enter(entry)
+            try:
+                self._store.enter(entry)
+            except StoreError:
+                self._late[made.request_id] = (made, Ending(Buckets(), 0, "aborted", False, self._now()))
+                raise
             purse.move(entry)
             self._open.discard(made.request_id)
             self._used.discard(made.request_id)
@@ -128,13 +132,8 @@ class Ledger:
     ) -> Charge:
         """Close the row. When this returns it is as safe as `ledger_durability` says; cancelling the wait
         does not undo it. The first settle of a request wins, later ones return its charge. Where it raises
-        StorageFull, `settle_late` settles it so when there is room."""
-        ending = Ending(buckets, reasoning, outcome, estimated, self._now())
-        try:
-            charge = self._settle(reservation, ending)
-        except StorageFull:
-            self._late.setdefault(reservation.request_id, (reservation, ending))
-            raise
+        StorageFull, the next one or `settle_late` settles it so when there is room."""
+        charge = self._settle(reservation, Ending(buckets, reasoning, outcome, estimated, self._now()))
         if self._store.is_synced:
             await self._store.secure()
         return charge
@@ -143,9 +142,8 @@ class Ledger:
         """Settle what a full disk did not take, so that nothing stays reserved for calls that are over; how
         many. Raises StorageFull while it still is."""
         done = 0
-        for request_id, (reservation, ending) in tuple(self._late.items()):
+        for reservation, ending in tuple(self._late.values()):
             self._settle(reservation, ending)
-            del self._late[request_id]
             done += 1
         await self._store.secure()
         return done
@@ -161,7 +159,7 @@ class Ledger:
         except sqlite3.IntegrityError as error:
             raise StoreError(
                 f"the books do not agree, so the calls that were left open cannot be closed: {error}",
-                mend="`perilune ledger verify` says where; restore accounts.db from a backup",
+                mend="`perilune ledger verify` says where; put a copy of accounts.db back, and its alone",
             ) from error
 
     def row(self, request_id: str) -> UsageRow | None:
@@ -192,22 +190,30 @@ class Ledger:
         try:
             await self._store.secure()
         except BaseException:
-            with contextlib.suppress(StoreError):  # of a store that takes nothing more the caller hears
+            with contextlib.suppress(StoreError):  # then it is settled late
                 self._settle(made, Ending(Buckets(), 0, "aborted", False, self._now()))
             raise
 
     def _settle(self, made: Reservation, ending: Ending) -> Charge:
+        request_id = made.request_id
         with self._lock:
-            if made.request_id not in self._open:
+            if request_id not in self._open:
                 charge = find_charge(self._store, made)
                 if charge is not None:
                     return charge
-            purse = self._purses.of(made.principal)
-            payers = purse.payers(made.prepaid)
-            entry = settled(made.request_id, made.amount, payers, made.price, ending, purse.wallet.voucher)
-            self._store.enter(entry)
+            if self._late:
+                ending = self._late.get(request_id, (made, ending))[1]
+            try:
+                purse = self._purses.of(made.principal)
+                payers = purse.payers(made.prepaid)
+                entry = settled(request_id, made.amount, payers, made.price, ending, purse.wallet.voucher)
+                self._store.enter(entry)
+            except StoreError:
+                self._late[request_id] = (made, ending)
+                raise
+            self._late.pop(request_id, None)
             purse.move(entry)
-            self._open.discard(made.request_id)
+            self._open.discard(request_id)
         return charge_of(entry, made.price.version)
 
     def _price_id(self, price: Price) -> int | None:

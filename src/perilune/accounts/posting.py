@@ -28,6 +28,7 @@ SPEND = "UPDATE account SET spent = spent + ?, reserved = reserved + ? WHERE id 
 PAY = """UPDATE wallet SET cash = cash - ?, voucher = voucher - ?, reserved = reserved + ?
     WHERE organisation_id = ?"""
 
+VOUCHER = "SELECT voucher FROM wallet WHERE organisation_id = ?"
 NOTHING: Moves = (0, 0, 0)
 
 
@@ -42,12 +43,39 @@ class CallPosting:
         entry: Entry = self._decoder.decode(line)
         return entry
 
-    def post(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-        post(connection, entries)
+    def post(self, connection: sqlite3.Connection, entries: Sequence[Entry]) -> bool:
+        return post(connection, entries)
 
 
-def post(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
-    """Inside a transaction. Raises sqlite3.IntegrityError where the books do not fit the entries."""
+def post(connection: sqlite3.Connection, entries: Sequence[Entry]) -> bool:
+    """Inside a transaction. Whether granted credit was gone that a call was to take: then cash pays for it.
+    Raises sqlite3.IntegrityError where the books do not fit the entries."""
+    granted = _with_what_is_granted(connection, entries)
+    _post(connection, granted)
+    return granted is not entries
+
+
+def _with_what_is_granted(connection: sqlite3.Connection, entries: Sequence[Entry]) -> Sequence[Entry]:
+    """The entries, or others that take no more granted credit than there is: an operator may have corrected
+    it while they were entered."""
+    taken: dict[int, int] = {}
+    for entry in entries:
+        if isinstance(entry, Settled) and entry.granted:
+            taken[entry.payers.wallet] = taken.get(entry.payers.wallet, 0) + entry.granted
+    vouchers = {number: connection.execute(VOUCHER, (number,)).fetchone()[0] for number in taken}
+    if all(amount <= vouchers[number] for number, amount in taken.items()):
+        return entries
+    fitted: list[Entry] = []
+    for entry in entries:
+        if isinstance(entry, Settled) and entry.granted:
+            granted = min(entry.granted, vouchers[entry.payers.wallet])
+            vouchers[entry.payers.wallet] -= granted
+            entry = msgspec.structs.replace(entry, granted=granted)
+        fitted.append(entry)
+    return fitted
+
+
+def _post(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
     opened: dict[str, Opened] = {}
     whole: list[tuple[object, ...]] = []
     settled: list[Settled] = []
@@ -65,12 +93,12 @@ def post(connection: sqlite3.Connection, entries: Sequence[Entry]) -> None:
                 if opened.pop(entry.request_id, None) is None:
                     released.append(entry.request_id)
     connection.executemany(WHOLE, whole)
+    for request_id in released:  # first: its id may be used again
+        _expect_one(connection.execute(RELEASE, (request_id,)), request_id)
     begun = [(*_beginning(one), one.prompt, one.at_ms, _is_prepaid(one)) for one in opened.values()]
     connection.executemany(OPEN, begun)
     for one in settled:
         _expect_one(connection.execute(SETTLE, (*_ending(one), one.request_id)), one.request_id)
-    for request_id in released:
-        _expect_one(connection.execute(RELEASE, (request_id,)), request_id)
     _move(connection, entries)
 
 

@@ -153,7 +153,7 @@ class Purses:
 
     def _load(self, principal: Principal) -> Purse:
         waiting = self._store.waiting()  # first: what is posted meanwhile is then in both, and is told apart
-        rows = self._store.read(LOAD, (principal.key_id,), posted=False)
+        rows = self._store.read_posted(LOAD, (principal.key_id,))
         if not rows:
             raise StoreError(
                 f"the books have no key {principal.key_id}", mend="restore accounts.db from a backup"

@@ -44,7 +44,7 @@ def settled(
         ending.outcome,
         ending.estimated,
         charge,
-        min(charge, voucher) if payers.wallet else 0,
+        max(0, min(charge, voucher)) if payers.wallet else 0,
         buckets.uncached,
         buckets.cached,
         buckets.output,
@@ -71,7 +71,7 @@ def find_charge(store: Store, made: Reservation) -> Charge | None:
             if isinstance(entry, Settled):
                 return charge_of(entry, made.price.version)
             is_open = isinstance(entry, Opened)
-    rows = store.read(FOUND, (made.request_id,))
+    rows = store.read_posted(FOUND, (made.request_id,))
     if is_open or (rows and rows[0][2] == "open"):
         return None
     if not rows:

@@ -5,6 +5,8 @@ from __future__ import annotations
 from perilune.store import Store
 
 LATEST = 4096
+GREATEST = "SELECT MAX(id) FROM request"
+ONE = "SELECT 1 FROM request WHERE id = ?"
 
 
 class UsedIds:
@@ -20,11 +22,15 @@ class UsedIds:
 
     def has(self, request_id: str) -> bool:
         if self._greatest is None:
-            self._greatest = self._store.read("SELECT MAX(id) FROM request")[0][0] or ""
+            waiting = [entry.request_id for _, entry in self._store.waiting()]
+            self._greatest = max("", *waiting, self._store.read_posted(GREATEST)[0][0] or "")
         if request_id in self._latest or request_id in self._before:
             return True
-        return request_id <= self._greatest and bool(
-            self._store.read("SELECT 1 FROM request WHERE id = ?", (request_id,))
+        if request_id > self._greatest:
+            return False
+        waiting = self._store.waiting()  # first: what is posted meanwhile is found in the tables
+        return any(entry.request_id == request_id for _, entry in waiting) or bool(
+            self._store.read_posted(ONE, (request_id,))
         )
 
     def add(self, request_id: str) -> None:

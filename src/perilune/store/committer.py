@@ -27,7 +27,7 @@ class Committer:
         self.behind: StoreError | None = None
         """Why the tables did not take what was entered."""
         self.changes = 0
-        """How many groups were committed that had a work to run."""
+        """How many groups were committed that have written something else than what was entered."""
         self._connection = connection
         self._path = path
 
@@ -36,9 +36,9 @@ class Committer:
         process that writes. What fails is told to the waiters, and to `behind`."""
         execute = self._connection.execute
         try:
-            mark = self._begin(patience_s)
+            mark, is_other = self._begin(patience_s)
             if not self._run_together(waiters):
-                mark = self._begin(patience_s)
+                mark, is_other = self._begin(patience_s)
                 for waiter in waiters:
                     self._run_one(waiter)
             execute("COMMIT")
@@ -46,7 +46,7 @@ class Committer:
             self._fail(waiters, error)
             return
         self.behind = None
-        self.changes += any(waiter.work is not no_work for waiter in waiters)
+        self.changes += is_other or any(waiter.work is not no_work for waiter in waiters)
         if self.daybook is not None and mark is not None:
             self.daybook.posted(mark)
 
@@ -58,8 +58,9 @@ class Committer:
         if self._connection.in_transaction:
             self._connection.execute("ROLLBACK")
 
-    def _begin(self, patience_s: float) -> Mark | None:
-        """Begin a transaction with posting what was entered; how far. Raises sqlite3.Error."""
+    def _begin(self, patience_s: float) -> tuple[Mark | None, bool]:
+        """Begin a transaction with posting what was entered: how far, and whether the tables now say
+        something else. Raises sqlite3.Error."""
         patience = time.monotonic() + patience_s
         while not self._begin_at_once():
             if time.monotonic() > patience:
@@ -67,11 +68,11 @@ class Committer:
             time.sleep(BUSY_PAUSE_S)
         waiting = [] if self.daybook is None else self.daybook.waiting()
         if self.daybook is None or not waiting:
-            return None
+            return None, False
         mark = waiting[-1][0]
-        self.daybook.posting.post(self._connection, [entry for _, entry in waiting])
+        is_other = self.daybook.posting.post(self._connection, [entry for _, entry in waiting])
         self._connection.execute("UPDATE daybook SET file = ?, byte = ?", mark)
-        return mark
+        return mark, is_other
 
     def _begin_at_once(self) -> bool:
         """False while another process writes."""

@@ -37,7 +37,7 @@ def open_database(path: Path, schema: Sequence[str], later: bool) -> sqlite3.Con
     connection = connect(path, "rwc")
     try:
         connection.execute("PRAGMA journal_mode=WAL")
-        connection.execute(f"PRAGMA synchronous={'NORMAL' if later else 'FULL'}")
+        connection.execute("PRAGMA synchronous=FULL")
         connection.execute(f"PRAGMA wal_autocheckpoint={0 if later else CHECKPOINT_PAGES}")
         connection.execute("PRAGMA foreign_keys=ON")
         _check(connection, path)
@@ -111,7 +111,7 @@ def is_storage_failure(error: BaseException) -> bool:
 def _corrupt(path: Path, detail: str) -> JournalCorrupt:
     return JournalCorrupt(
         f"{path} is damaged: {detail}",
-        mend=f"restore it from a backup, or move {path.name} and its -wal and -shm files away to start anew",
+        mend=f"restore it from a backup, or move {path.name} and all {path.name}-* away to start anew",
     )
 
 

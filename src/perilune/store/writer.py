@@ -26,6 +26,7 @@ from perilune.store.committer import Committer, no_work
 from perilune.store.daybook import Daybook, Mark, Posting
 from perilune.store.log import LogKeeper
 from perilune.store.reader import Reader
+from perilune.store.recovery import take_up
 from perilune.store.sqlite import fold_log, open_database, translate
 from perilune.store.waiter import Result, Waiter, Work, answer_all
 
@@ -89,10 +90,15 @@ class Store:
                 self._connection.execute("PRAGMA busy_timeout=0")  # `_begin` waits, where waiting is right
                 self._reader = Reader(self.path)
                 undo.callback(self._reader.close)
+                self._tables = Reader(self.path)
+                undo.callback(self._tables.close)
                 self._committer = Committer(self._connection, self.path)
-                self._log = LogKeeper(self.path, sync_every_s) if sync_every_s > 0 else None
                 if posting is not None:
-                    self._daybook = self._open_daybook(posting)
+                    self._daybook = take_up(self._connection, self._committer, self.path, posting)
+                self._log: LogKeeper | None = None
+                if sync_every_s > 0:
+                    self._connection.execute("PRAGMA synchronous=NORMAL")
+                    self._log = LogKeeper(self.path, sync_every_s)
             except sqlite3.Error as error:
                 raise translate(error, self.path) from error
             except OSError as error:
@@ -139,7 +145,8 @@ class Store:
         if waiting == 1:
             self._queue.put(Signal.ENTERED)
         elif waiting >= POST_AT and log is not None and not log.is_syncing:
-            self._post(0.0)
+            with contextlib.suppress(Exception):  # the store has ended; what was entered is entered still
+                self._post(0.0)
 
     @property
     def changes(self) -> int:
@@ -160,14 +167,21 @@ class Store:
         """What is entered and not posted: later than what the row of `daybook` says is all of it."""
         return [] if self._daybook is None else self._daybook.waiting()
 
-    def read(self, sql: str, params: Sequence[object] = (), *, posted: bool = True) -> list[tuple[Any, ...]]:
+    def read(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """All rows of one query over what is committed. What was entered is posted first, unless another
-        process writes for long, or `posted` is not asked for. Thread-safe. Raises StoreError."""
+        process writes for long. Thread-safe. Raises StoreError."""
         if self._closed:
             raise self._refusal()
-        if posted and self._daybook is not None and not self._daybook.is_posted:
+        if self._daybook is not None and not self._daybook.is_posted:
             self._post(READ_PATIENCE_S)
         return self._reader.read(sql, params)
+
+    def read_posted(self, sql: str, params: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """The same over what is posted: short queries, that wait neither for posting nor for long queries.
+        What `waiting` said before comes on top of it, where it is later than the row of `daybook`."""
+        if self._closed:
+            raise self._refusal()
+        return self._tables.read(sql, params)
 
     def close(self) -> None:
         """Commit what was submitted, then close. Writes that come later are refused.
@@ -176,6 +190,7 @@ class Store:
         if self._closed:
             return
         self._closed = True
+        self._tables.close()
         self._reader.close()  # first: whoever closes last takes the -wal and -shm files away, if it may write
         self._queue.put(Signal.CLOSE)
         self._thread.join()
@@ -193,15 +208,6 @@ class Store:
     def _check_open(self) -> None:
         if self._closed or self._ended:
             raise self._refusal()
-
-    def _open_daybook(self, posting: Posting) -> Daybook:
-        """With what was entered and not posted by the process of before, posted."""
-        ((file, byte),) = self._reader.read("SELECT file, byte FROM daybook")
-        daybook = self._committer.daybook = Daybook(self.path, posting, (file, byte))
-        self._committer.commit((), BUSY_S)
-        if self._committer.behind is not None:
-            raise self._committer.behind
-        return daybook
 
     def _submit(self, waiter: Waiter) -> None:
         self._queue.put(waiter)
