@@ -27,7 +27,6 @@ EXCEPTIONS = {
     ("accounts/books.py", "column"): "from the same tuple",
     ("accounts/keyring.py", "statement"): "handed on within the file; its texts are seen where they stand",
     ("agent/search/index_tables.py", "statement"): "the file's own SCHEMA, cut at its semicolons",
-    ("store/sqlite.py", "'NORMAL' if later else 'FULL'"): "two words; PRAGMA takes no parameters",
     ("store/sqlite.py", "0 if later else CHECKPOINT_PAGES"): "two numbers",
     ("store/sqlite.py", "len(schema)"): "a number",
     ("store/sqlite.py", "how"): "one of two words",

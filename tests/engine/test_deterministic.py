@@ -115,7 +115,7 @@ def test_no_schedule_changes_a_bit(shape: str) -> None:
     for call in calls:
         alone |= run(model, options(), [call])[0]
     preemptions = cached = 0
-    for _ in range(6):
+    for _ in range(4):
         limits = random_options(draws)
         got, stats = run(model, limits, draws.sample(calls, len(calls)), draws)
         assert got == alone, f"{limits}: {[key for key in alone if got.get(key) != alone[key]][:3]}"
