@@ -16,6 +16,10 @@ The server has one core and the endpoint and the clients another, where there ar
 time of the server's processes. `*_cores` says how busy each side was while measuring: near 1 for `clients`
 or `endpoint` means that they, not the server, set the pace. `wal_sync_ms` is what one sync to the disk took.
 
+A machine of another speed has other figures, so each run has a yardstick: `bare` (`gateway_bare.py`), a
+pass-through of stock parts that takes 139 us a request and 42 us an event where the targets were set, gets
+the same calls. `as there` is our figure by that measure: what it would be where `bare` takes that long.
+
 `--peer-python` names an interpreter that has `litellm[proxy]`. It gets the same calls, as many as it can
 take: its streams and its arrivals are a few, since CPU per event and added time would else be those of a
 queue. It has a master key, a price table and no database, so it keeps no books.
@@ -33,47 +37,14 @@ import subprocess
 import sys
 import tempfile
 import time
-import urllib.error
-import urllib.request
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from gateway_traffic import Plan, Result, tree
-
-HERE = Path(__file__).resolve().parent
-TRAFFIC = HERE / "gateway_traffic.py"
-SOURCE = HERE.parent / "src"
-STARTING_S = 180.0
-TIERS = '[[tier]]\nname = "bench"\nconcurrency = 5000\nrpm = 100_000_000\ntpm = 100_000_000_000\ntpd = 0\n'
-"""High, but limits: every call is counted in all windows."""
-MASTER_KEY = "sk-bench"
-PEER_CONFIG = """
-model_list:
-  - model_name: mock
-    litellm_params:
-      model: openai/mock
-      api_base: http://127.0.0.1:{port}/v1
-      api_key: none
-      input_cost_per_token: 0.00000095
-      output_cost_per_token: 0.000004
-general_settings:
-  master_key: {key}
-litellm_settings:
-  telemetry: false
-  request_timeout: 600
-"""
-
-
-@dataclass(frozen=True)
-class Server:
-    """A gateway under test, or the endpoint itself."""
-
-    prefix: str
-    pid: int
-    port: int
-    key: str = ""
+from gateway_bare import REFERENCE_US_PER_EVENT, REFERENCE_US_PER_REQUEST
+from gateway_servers import TRAFFIC, Cores, Server, bare, endpoint, has_litellm, litellm, perilune, rss_mb
+from gateway_traffic import Plan, Result
 
 
 @dataclass(frozen=True)
@@ -101,120 +72,6 @@ PEER = Load(
     arrivals=replace(FULL.arrivals, clients=10, each=15, per_second=15),
 )
 """LiteLLM takes about 55 calls, or 700 events, a second."""
-
-
-# ---- processes
-
-
-class Cores:
-    """Which cores the server and its surroundings get."""
-
-    def __init__(self) -> None:
-        mine = sorted(os.sched_getaffinity(0))
-        self.server = set(mine[:1])
-        self.around = set(mine[1:2]) or self.server
-
-    @contextlib.contextmanager
-    def on(self, cores: set[int]) -> Iterator[None]:
-        """Processes started within run on these cores."""
-        before = os.sched_getaffinity(0)
-        os.sched_setaffinity(0, cores)
-        try:
-            yield
-        finally:
-            os.sched_setaffinity(0, before)
-
-
-@contextlib.contextmanager
-def running(
-    command: list[str], log: Path, env: Mapping[str, str] | None = None
-) -> Iterator[subprocess.Popen[str]]:
-    """A process, ended at the end. Its errors go to `log`."""
-    with log.open("w") as errors:
-        process = subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=errors, text=True, env={**os.environ, **(env or {})}
-        )
-    try:
-        yield process
-    finally:
-        process.terminate()
-        try:
-            process.wait(20)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
-        assert process.stdout is not None
-        process.stdout.close()
-
-
-@contextlib.contextmanager
-def endpoint(folder: Path) -> Iterator[Server]:
-    with running([sys.executable, str(TRAFFIC), "endpoint"], folder / "endpoint.log") as process:
-        assert process.stdout is not None
-        yield Server("direct_", process.pid, int(process.stdout.readline()))
-
-
-@contextlib.contextmanager
-def perilune(folder: Path, model: Server) -> Iterator[Server]:
-    """`perilune serve` with everything on that a paying customer's call passes."""
-    home = folder / "home"
-    home.mkdir()
-    (home / "tiers.toml").write_text(TIERS)
-    env = {
-        "PYTHONPATH": str(SOURCE),
-        "PERILUNE_MODEL_URL": f"http://127.0.0.1:{model.port}/v1",
-        "PERILUNE_MODEL_NAME": "mock",
-    }
-    (home / "perilune.toml").write_text(
-        f'prepaid = true\ntier = "bench"\ntier_book = {json.dumps(str(home / "tiers.toml"))}\n'
-    )
-    command = [sys.executable, "-m", "perilune"]
-    top_up = [*command, "account", "topup", "1000000", "--home", str(home)]
-    subprocess.run(top_up, check=True, stdout=subprocess.DEVNULL, env={**os.environ, **env})
-    serve = [*command, "serve", "--home", str(home), "--port", "0"]
-    with running(serve, folder / "perilune.log", env) as process:
-        assert process.stdout is not None
-        told = process.stdout.readline()
-        if " at http" not in told:
-            raise SystemExit(f"perilune did not start:\n{(folder / 'perilune.log').read_text()}")
-        key = json.loads((home / "keys.json").read_text())["project_key"]
-        yield Server("", process.pid, int(told.rpartition(":")[2].partition("/")[0]), key)
-
-
-@contextlib.contextmanager
-def litellm(folder: Path, model: Server, python: str) -> Iterator[Server]:
-    config, port = folder / "litellm.yaml", model.port + 1
-    config.write_text(PEER_CONFIG.format(port=model.port, key=MASTER_KEY))
-    env = {"LITELLM_LOCAL_MODEL_COST_MAP": "True", "LITELLM_LOG": "ERROR", "LITELLM_TELEMETRY": "False"}
-    program = str(Path(python).parent / "litellm")
-    command = [program, "--config", str(config), "--host", "127.0.0.1", "--port", str(port)]
-    with running([python, *command], folder / "litellm.log", env) as process:
-        patience = time.monotonic() + STARTING_S
-        while not answers(port):
-            if process.poll() is not None or time.monotonic() > patience:
-                raise SystemExit(f"litellm did not start:\n{(folder / 'litellm.log').read_text()[-2000:]}")
-            time.sleep(0.5)
-        yield Server("litellm_", process.pid, port, MASTER_KEY)
-
-
-def answers(port: int) -> bool:
-    try:
-        with urllib.request.urlopen(f"http://127.0.0.1:{port}/health/liveliness", timeout=2):
-            return True
-    except (urllib.error.URLError, OSError):
-        return False
-
-
-def has_litellm(python: str) -> bool:
-    look = (
-        "import importlib.util as u, sys; sys.exit(not (u.find_spec('litellm') and u.find_spec('fastapi')))"
-    )
-    return subprocess.run([python, "-c", look], check=False, capture_output=True).returncode == 0
-
-
-def rss_mb(pid: int) -> float:
-    pages = sum(int(Path(f"/proc/{one}/statm").read_text().split()[1]) for one in tree(pid))
-    return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
 
 # ---- measuring
@@ -293,7 +150,7 @@ def measure(peer: str | None, load: Load, rounds: int, folder: Path) -> dict[str
             model = stack.enter_context(endpoint(folder))
         bench = Bench(cores, model)
         with cores.on(cores.server):
-            subjects = [(stack.enter_context(perilune(folder, model)), load)]
+            subjects = [(stack.enter_context(one(folder, model)), load) for one in (perilune, bare)]
             if peer:
                 subjects.append((stack.enter_context(litellm(folder, model, peer)), PEER))
         for server, its in subjects:
@@ -318,17 +175,26 @@ TARGETS = {
 }
 
 
+YARDSTICK = {
+    "cpu_us_per_request": REFERENCE_US_PER_REQUEST,
+    "cpu_us_per_event": REFERENCE_US_PER_EVENT,
+}
+
+
 def report(figures: Mapping[str, float], rounds: int, has_peer: bool) -> None:
     machine = f"{platform.machine()}, {os.cpu_count()} cores"
     print(f"Python {platform.python_version()}, {machine}; medians of {rounds}")
-    print(f"  {'':<28}{'perilune':>12}{'target':>10}{'litellm':>12}{'ratio':>8}")
+    heads = ("perilune", "target", "bare", "as there", "litellm", "ratio")
+    print(f"  {'':<20}{''.join(f'{head:>12}' for head in heads)}")
     for name, target in TARGETS.items():
         ours, theirs = figures[name], figures.get(f"litellm_{name}")
-        beside = f"{theirs:>12,.1f}{theirs / ours:>8,.0f}" if theirs is not None and ours > 0 else ""
-        print(f"  {name:<28}{ours:>12,.1f}{target:>10}{beside}")
+        thin = figures[f"bare_{name}"]
+        there = f"{ours * YARDSTICK[name] / thin:,.1f}" if name in YARDSTICK else ""
+        beside = f"{theirs:>12,.1f}{theirs / ours:>12,.0f}" if theirs is not None and ours > 0 else ""
+        print(f"  {name:<20}{ours:>12,.1f}{target:>12}{thin:>12,.1f}{there:>12}{beside}")
     print("  the rest:")
     for name, value in figures.items():
-        if name.removeprefix("litellm_") not in TARGETS:
+        if name.removeprefix("litellm_").removeprefix("bare_") not in TARGETS:
             print(f"    {name:<36}{value:>12,.2f}")
     for part in ("calls", "streams", "arrivals"):
         busy = sum(figures[f"{part}_{who}_cores"] for who in ("endpoint", "clients"))
