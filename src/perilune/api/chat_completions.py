@@ -15,7 +15,7 @@ from starlette.types import Receive, Scope, Send
 from perilune.accounts.accounts import Accounts
 from perilune.api.auth import principal_of
 from perilune.api.edge import request_id_of, told
-from perilune.api.event_stream import EventStream
+from perilune.api.event_stream import EventStream, Outbox
 from perilune.api.file_references import resolve
 from perilune.api.file_store import FileStore
 from perilune.api.http import ClientGone, read_json_body, send_json
@@ -48,6 +48,7 @@ class ChatCompletions:
         self._files = files
         self._search = search
         self._strict_history = strict_history
+        self._outbox = Outbox()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         principal = principal_of(scope)
@@ -75,7 +76,7 @@ class ChatCompletions:
                 id=answer_id, model=name, created=created, include_usage=call.include_usage
             )
             present = ClientPresent(scope, receive)
-            await _stream(answer, encoder, present, EventStream(scope, send, adjusted.headers))
+            await _stream(answer, encoder, present, EventStream(scope, send, adjusted.headers, self._outbox))
             return
         assembler = Assembler()
         with ClientPresent(scope, receive):
@@ -95,11 +96,10 @@ async def _stream(answer: Bursts, encoder: ChunkEncoder, present: ClientPresent,
         with present, out:
             try:
                 async for burst in answer:
-                    chunks = [encoder.encode(event) for event in burst]
+                    data = encoder.encode_all(burst)
                     if isinstance(burst[-1], Finished):
-                        last = chunks.pop()  # kept back until the call is settled
-                    data = b"".join(chunks)
-                    if data and not out.hold(data):
+                        last = data  # kept back until the call is settled
+                    elif not out.hold(data):
                         await out.write(data)
             finally:
                 await answer.aclose()

@@ -4,6 +4,7 @@ for dead on which nothing moves while a long prompt is read."""
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import Callable
 from types import TracebackType
 from typing import Self
@@ -12,6 +13,8 @@ from starlette.types import Scope, Send
 
 from perilune.api.exchange import exchange_of
 from perilune.api.http import Headers
+
+log = logging.getLogger(__name__)
 
 QUIET_S = 15.0
 COMMENT = b": still working\n\n"
@@ -22,12 +25,34 @@ HEADERS: Headers = [
 ]
 
 
+class Outbox:
+    """What all streams write in this turn of the loop. It is written in a row after the work on all of it:
+    that wakes those who read it less often than writing each part when it is ready."""
+
+    def __init__(self) -> None:
+        self._waiting: list[EventStream] = []
+
+    def add(self, stream: EventStream) -> None:
+        if not self._waiting:
+            asyncio.get_running_loop().call_soon(self._write)
+        self._waiting.append(stream)
+
+    def _write(self) -> None:
+        waiting, self._waiting = self._waiting, []
+        for stream in waiting:
+            try:
+                stream.write_held()
+            except Exception:
+                log.exception("a part of a stream was not written")
+
+
 class EventStream:
     """`with` it while events are waited for; `end` after that. It begins with what is written first,
     so until then, or the first silence, an error can still have a status of its own."""
 
-    def __init__(self, scope: Scope, send: Send, more_headers: Callable[[], Headers]) -> None:
+    def __init__(self, scope: Scope, send: Send, more_headers: Callable[[], Headers], outbox: Outbox) -> None:
         """`more_headers` is asked when the stream begins."""
+        self._outbox = outbox
         self._send = send
         self._more_headers = more_headers
         self._exchange = exchange_of(scope)
@@ -43,18 +68,18 @@ class EventStream:
         if self._exchange is None or not self.started or self._exchange.flow.write_paused:
             return False
         if not self._held:
-            self._loop.call_soon(self._write_held)
+            self._outbox.add(self)
         self._held.append(data)
         return True
 
     async def write(self, data: bytes) -> None:
-        self._write_held()
+        self.write_held()
         self._since = self._loop.time()
         await self._begin()
         await self._send({"type": "http.response.body", "body": data, "more_body": True})
 
     async def end(self, data: bytes) -> None:
-        self._write_held()
+        self.write_held()
         await self._begin()
         await self._send({"type": "http.response.body", "body": data})
 
@@ -69,11 +94,11 @@ class EventStream:
         if self._comment is not None:
             self._comment.cancel()
 
-    def _write_held(self) -> None:
-        held, self._held = self._held, []
-        if held and self._exchange is not None:
+    def write_held(self) -> None:
+        if self._held and self._exchange is not None:
+            held, self._held = self._held, []
             self._since = self._loop.time()
-            self._exchange.write(held[0] if len(held) == 1 else b"".join(held), more=True)
+            self._exchange.write(held[0] if len(held) == 1 else b"".join(held), True)
 
     async def _begin(self) -> None:
         if not self.started:

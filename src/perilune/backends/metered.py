@@ -12,7 +12,7 @@ Only a killed process leaves a row open; the next start closes it (`accounts/led
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
 from contextlib import aclosing
 from typing import Any
 
@@ -206,7 +206,13 @@ class MeteredCall:
         their size is asked for: most answers that are not streamed are few, and tell their usage."""
         self.bursts: Bursts = self._run()
         """The same events, together that came together. Use one or the other."""
-        self._events = each(self.bursts)
+        self._one_by_one: AsyncGenerator[Event, None] | None = None
+
+    @property
+    def _events(self) -> AsyncGenerator[Event, None]:
+        if self._one_by_one is None:
+            self._one_by_one = each(self.bursts)
+        return self._one_by_one
 
     def __aiter__(self) -> AsyncIterator[Event]:
         return self._events
@@ -216,7 +222,8 @@ class MeteredCall:
 
     async def aclose(self) -> None:
         """Abort the call and settle what was produced. Nothing to do after its end."""
-        await self._events.aclose()
+        if self._one_by_one is not None:
+            await self._one_by_one.aclose()
         await self.bursts.aclose()
 
     async def _run(self) -> Bursts:

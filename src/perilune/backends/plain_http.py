@@ -22,6 +22,8 @@ IDLE_S = 15.0
 """How long an unused connection is kept; many servers close theirs soon after."""
 HIGH_WATER = 1 << 20
 """Bytes that wait to be read before the endpoint is made to wait."""
+FEW = 3
+"""Pieces that are not so many bytes: none is longer than what is read at once, a quarter of that."""
 MOST_HEADER_BYTES = 65536
 
 
@@ -95,7 +97,8 @@ class PlainSession:
 class PlainResponse:
     """One answer, while it arrives."""
 
-    def __init__(self, connection: _Connection, silence_s: float) -> None:
+    def __init__(self, connection: _Connection, silence_s: float, pieces: list[bytes]) -> None:
+        """`pieces`: where the connection puts what arrives of the body."""
         self.status = 0
         self.reason = ""
         self.headers = _Headers()
@@ -104,8 +107,7 @@ class PlainResponse:
         self.silence_s = silence_s
         self.heard_at = time.monotonic()
         self._waiter: asyncio.Future[None] | None = None
-        self._pieces: list[bytes] = []
-        self._size = 0
+        self._pieces = pieces
         self._ended = False
         self._error: Exception | None = None
 
@@ -122,12 +124,14 @@ class PlainResponse:
 
     async def readany(self) -> bytes:
         """What has arrived of the body, at least one byte; b"" at its end."""
-        while not self._pieces:
+        pieces = self._pieces
+        while not pieces:
             if self._ended:
                 return b""
             await self.next_change()
-        data = self._pieces[0] if len(self._pieces) == 1 else b"".join(self._pieces)
-        self._pieces, self._size = [], 0
+            pieces = self._pieces
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        pieces.clear()
         if self._connection.is_paused:
             self._connection.resume()
         return data
@@ -151,13 +155,9 @@ class PlainResponse:
         one."""
         return not self._pieces and self.heard_at + self.silence_s <= now
 
-    def add(self, pieces: list[bytes]) -> None:
-        """Takes them out of that list."""
-        self._pieces += pieces
-        self._size += sum(map(len, pieces))
-        pieces.clear()
-        if self._size > HIGH_WATER:
-            self._connection.pause()
+    def keep(self) -> None:
+        """The whole body is there: from here on the connection's list is another answer's."""
+        self._pieces = self._pieces[:]
 
     def end(self, error: Exception | None = None) -> None:
         self._ended = error is None
@@ -198,7 +198,7 @@ class _Connection(asyncio.Protocol):
         self._response: PlainResponse | None = None
         self._header_bytes = 0
         self._pieces: list[bytes] = []
-        """Of the body, from the bytes that are being parsed."""
+        """Of the body of the answer that is arriving: what nobody has read yet."""
         self.on_body = self._pieces.append  # without a step of ours: every event of a stream passes here
         self.is_paused = False
         self._watch: asyncio.TimerHandle | None = None
@@ -210,7 +210,7 @@ class _Connection(asyncio.Protocol):
     def ask(self, request: bytes, silence_s: float) -> PlainResponse:
         self._header_bytes = 0
         self._pieces.clear()
-        response = self._response = PlainResponse(self, silence_s)
+        response = self._response = PlainResponse(self, silence_s, self._pieces)
         if self._watch is None:
             self._watch = asyncio.get_running_loop().call_later(silence_s, self._look)
         self._transport.write(request)
@@ -260,8 +260,9 @@ class _Connection(asyncio.Protocol):
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             failure = aiohttp.ClientError(f"not HTTP: {error}")
-        if self._pieces and self._response is not None:  # what follows an answer's end nobody asked for
-            response.add(self._pieces)
+        pieces = self._pieces
+        if len(pieces) > FEW and sum(map(len, pieces)) > HIGH_WATER and self._response is not None:
+            self.pause()
         if failure is not None:
             self._fail(response, failure)
         response.wake()  # once for all that came together
@@ -311,7 +312,7 @@ class _Connection(asyncio.Protocol):
         response = self._response
         if response is None or not response.status:  # an interim answer, such as 100
             return
-        response.add(self._pieces)
+        response.keep()
         self._response = None
         self.resume()
         response.end()

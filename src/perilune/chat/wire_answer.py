@@ -7,6 +7,7 @@ and a top-level `usage` (where OpenAI's look), then `[DONE]`.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import msgspec
@@ -82,6 +83,12 @@ class ChunkEncoder:
         self._after_text = b'},"finish_reason":null}' + self._tail
         self._include_usage = include_usage
         self._started = False
+
+    def encode_all(self, events: Sequence[Event]) -> bytes:
+        """What came together."""
+        if len(events) == 1:
+            return self.encode(events[0])
+        return b"".join([self.encode(event) for event in events])
 
     def encode(self, event: Event) -> bytes:
         if self._started and isinstance(event, TextDelta):  # what a stream mostly is

@@ -58,9 +58,11 @@ class Chunk(msgspec.Struct, gc=False):
     error: None = None
 
 
-plain_chunks = msgspec.json.Decoder(Chunk).decode_lines
-"""Chunks, one on each line. Raises one of NOT_PLAIN where one is no such chunk. Fields that are not read are
-not looked into either: that they are text, or numbers that fit, is not checked."""
+_plain = msgspec.json.Decoder(Chunk)
+plain_chunk = _plain.decode
+plain_chunks = _plain.decode_lines
+"""One chunk, and chunks, one on each line. They raise one of NOT_PLAIN where one is no such chunk. Fields
+that are not read are not looked into either: that they are text, or numbers that fit, is not checked."""
 NOT_PLAIN = (msgspec.MsgspecError, UnicodeDecodeError, RecursionError)
 
 

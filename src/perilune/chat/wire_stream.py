@@ -18,7 +18,15 @@ from perilune.chat.messages import (
     ToolCallDelta,
     ToolCallStarted,
 )
-from perilune.chat.wire_chunks import NOT_OPENAI, NOT_PLAIN, Answer, Chunk, plain_chunks, read_chunk
+from perilune.chat.wire_chunks import (
+    NOT_OPENAI,
+    NOT_PLAIN,
+    Answer,
+    Chunk,
+    plain_chunk,
+    plain_chunks,
+    read_chunk,
+)
 from perilune.errors import BackendInterrupted, BackendProtocol
 
 MAX_EVENT_BYTES = 32 * 1024 * 1024
@@ -133,11 +141,16 @@ class _Lines:
 def _plain_chunks(data: bytes) -> list[Chunk] | None:
     """The events, where the bytes are nothing but whole events of one line and one plain chunk each, as they
     mostly are; None where they are not."""
-    number = data.count(b"}\n\ndata: {") + 1
     is_framed = data.startswith(b"data: {") and data.endswith(b"}\n\n")
-    if not is_framed or data.count(b"\n") != 2 * number or b"\r" in data:
+    if not is_framed or b"\r" in data:
         return None
+    ends = data.count(b"\n")
     try:
+        if ends == 2:  # one event, as a stream that is made while it is sent mostly comes
+            return [plain_chunk(data[6:-2])]
+        number = data.count(b"}\n\ndata: {") + 1
+        if ends != 2 * number:
+            return None
         chunks = plain_chunks(data[6:-2].replace(b"\n\ndata: ", b"\n"))
     except NOT_PLAIN:
         return None
