@@ -175,12 +175,14 @@ async def test_a_refused_request_is_refused_by_one(tmp_path: Path) -> None:
         assert it.calls == {"a": 1, "b": 0}
 
 
-async def test_a_failing_endpoint_is_left_alone(tmp_path: Path) -> None:
+async def test_a_failing_endpoint_is_left_alone(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     async with fleet(tmp_path, {"a": error(500), "b": GOOD}) as it:
         for _ in range(10):
             await complete(it.router, first_for("a", "b"))
         assert it.calls == {"a": 3, "b": 10}
         assert it.replica("a").breaker.state == "open"
+    warnings = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert len(warnings) == 1 and warnings[0].startswith("a gets no calls for 5 s: ")
 
 
 async def test_a_refused_key_takes_its_endpoint_out_at_once(tmp_path: Path) -> None:
@@ -190,6 +192,17 @@ async def test_a_refused_key_takes_its_endpoint_out_at_once(tmp_path: Path) -> N
         with pytest.raises(BackendUnreachable, match="every endpoint of m"):
             await complete(it.router, ask())
         assert it.calls == {"a": 1}
+
+
+async def test_no_pause_is_made_for_a_refused_key(tmp_path: Path) -> None:
+    async def sleep(seconds: float) -> None:
+        raise AssertionError("no pause mends a key")
+
+    async with fleet(tmp_path, {"a": error(401), "b": error(403)}) as it:
+        replicas = Replicas(scripted_entry("m"), [it.replica("a"), it.replica("b")], retries=3, sleep=sleep)
+        with pytest.raises(BackendAuth):
+            await complete(replicas, ask())
+        assert it.calls == {"a": 1, "b": 1}
 
 
 async def test_all_are_offered_a_call_again_after_a_pause(tmp_path: Path) -> None:

@@ -102,6 +102,10 @@ def test_a_server_is_asked_as_its_client(
     monkeypatch.setattr("sys.stdin", io.StringIO("from a pipe"))
     assert cli.main(["chat", "-"]) == 0
     assert capsys.readouterr().out.startswith("You said: from a pipe")
+    monkeypatch.setenv("PERILUNE_API_KEY", "plk_wrong")
+    assert cli.main(["chat", "hello"]) == 6
+    said = capsys.readouterr().err
+    assert said == f"perilune: api_key: {endpoint.url} refused the key (correct PERILUNE_API_KEY)\n"
     assert not home.exists()
 
 

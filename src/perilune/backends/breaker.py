@@ -48,13 +48,16 @@ class Breaker:
     def succeeded(self) -> None:
         self._failures, self._rest_s, self._until, self._trying = 0, 0.0, None, False
 
-    def failed(self, *, at_once: bool = False) -> None:
-        """`at_once`: what no other call would do better, such as a refused key."""
+    def failed(self, *, at_once: bool = False) -> float:
+        """Seconds that it is left alone from now on; 0 where it is not. `at_once`: what no other call would
+        do better, such as a refused key."""
         tried, self._trying = self._trying, False
         self._failures += 1
-        if at_once or tried or self._failures >= FAILURES:
-            self._rest_s = min(max(FIRST_REST_S, self._rest_s * 2), LONGEST_REST_S)
-            self.rest(self._rest_s)
+        if not (at_once or tried or self._failures >= FAILURES):
+            return 0.0
+        self._rest_s = min(max(FIRST_REST_S, self._rest_s * 2), LONGEST_REST_S)
+        self.rest(self._rest_s)
+        return self._rest_s
 
     def rest(self, seconds: float) -> None:
         """Let no call in for so long: the endpoint asked for it."""

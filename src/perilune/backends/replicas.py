@@ -65,6 +65,18 @@ class Replica:
         """Whether a call may go there now. Who is let in must tell the breaker how it ended."""
         return not self.duty.drained and self.breaker.admit()
 
+    def failed(self, error: PeriluneError) -> None:
+        """It gave no answer, or none that is whole."""
+        self.duty.error = error.message
+        rest_s = self.breaker.failed(at_once=isinstance(error, BackendAuth))
+        if rest_s:
+            log.warning("%s gets no calls for %g s: %s", self.name, rest_s, error.message)
+
+    def begun(self) -> None:
+        if self.breaker.state != "closed":
+            log.warning("%s answers again", self.name)
+        self.breaker.begun()
+
     def answered(self) -> None:
         """A whole answer has come."""
         self.breaker.succeeded()
@@ -149,8 +161,7 @@ class Replicas:
                         replica.answered()
                     yield burst
         except (BackendError, EngineError) as error:
-            replica.breaker.failed()
-            replica.duty.error = error.message
+            replica.failed(error)
             raise
         finally:
             replica.duty.running -= 1
@@ -200,16 +211,19 @@ class Replicas:
         while True:
             if all(replica.duty.drained for replica in order):
                 raise self._all_drained()
+            is_final = True
             for replica in order:
                 if not replica.admit():
+                    is_final = False  # its rest may be over soon
                     continue
                 try:
                     return await self._attempt(replica, request)
                 except _Elsewhere as elsewhere:
                     error = elsewhere.error
+                    is_final = is_final and isinstance(error, BackendAuth)
                     log.info("%s: %s", replica.name, error.message)
             pause = retry_pause(error, failures, self._retries, self._chance())
-            if pause is None:
+            if is_final or pause is None:
                 raise error
             failures += 1
             await self._sleep(pause)
@@ -235,8 +249,9 @@ class Replicas:
         try:
             first = await anext(bursts)
         except StopAsyncIteration:
-            replica.breaker.failed()
-            raise BackendProtocol(f"{replica.name} gave an empty answer") from None
+            empty = BackendProtocol(f"{replica.name} gave an empty answer")
+            replica.failed(empty)
+            raise empty from None
         except (BackendRefused, ContextTooLong):  # about the request: the endpoint is well
             replica.breaker.succeeded()
             raise
@@ -251,17 +266,17 @@ class Replicas:
         except BaseException:
             replica.breaker.released()
             raise
-        replica.breaker.begun()
+        replica.begun()
         return first, bursts
 
     def _judge(self, replica: Replica, error: Failure) -> None:
+        if not isinstance(error, BackendRateLimited):
+            replica.failed(error)
+            return
         replica.duty.error = error.message
-        if isinstance(error, BackendRateLimited):
-            replica.breaker.released()
-            if error.retry_after_s:
-                replica.breaker.rest(error.retry_after_s)
-        else:
-            replica.breaker.failed(at_once=isinstance(error, BackendAuth))
+        replica.breaker.released()
+        if error.retry_after_s:
+            replica.breaker.rest(error.retry_after_s)
 
     # ---- probes
 
@@ -275,8 +290,7 @@ class Replicas:
         if error is None:
             replica.breaker.wake()
         elif replica.breaker.state == "closed":
-            replica.duty.error = error.message
-            replica.breaker.failed(at_once=isinstance(error, BackendAuth))
+            replica.failed(error)
 
     async def _look(self, replica: Replica) -> Failure | None:
         try:

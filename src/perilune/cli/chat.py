@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from perilune.cli.flags import Commands, add_settings, load_settings, whole
 from perilune.cli.house import open_house
 from perilune.cli.terminal import harmless
-from perilune.errors import InputError, PeriluneError
+from perilune.errors import BackendAuth, InputError, PeriluneError
 
 if TYPE_CHECKING:
     from perilune.backends.base import Backend
@@ -49,11 +49,16 @@ async def _run(given: argparse.Namespace, settings: Settings) -> int:
         there = replace(
             settings, model_url=settings.base_url, model_key=settings.api_key, model_name=given.model
         )
-        server = await UpstreamBackend.open(there)
         try:
-            return await _ask(server, given)
-        finally:
-            await server.close()
+            server = await UpstreamBackend.open(there)
+            try:
+                return await _ask(server, given)
+            finally:
+                await server.close()
+        except BackendAuth as error:  # whose mend is about a model endpoint of ours
+            raise BackendAuth(
+                f"{settings.base_url} refused the key", field="api_key", mend="correct PERILUNE_API_KEY"
+            ) from error
     async with open_house(settings, "chat") as house:
         return await _ask(house.metered, given)
 
