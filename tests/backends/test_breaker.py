@@ -50,6 +50,14 @@ def test_a_failed_try_opens_it_for_longer_up_to_a_limit() -> None:
     assert rests == [FIRST_REST_S, 10, 20, 40, LONGEST_REST_S, LONGEST_REST_S]
 
 
+def test_calls_that_were_under_way_when_it_opened_open_it_no_further() -> None:
+    breaker, clock = opened()
+    assert [breaker.failed() for _ in range(10)] == [0.0] * 10
+    clock.now += FIRST_REST_S
+    assert breaker.admit()
+    assert breaker.failed() == 2 * FIRST_REST_S
+
+
 def test_a_try_that_was_given_up_lets_the_next_one_in() -> None:
     breaker, clock = opened()
     clock.now += FIRST_REST_S

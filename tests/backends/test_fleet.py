@@ -205,6 +205,20 @@ async def test_no_pause_is_made_for_a_refused_key(tmp_path: Path) -> None:
         assert it.calls == {"a": 1, "b": 1}
 
 
+async def test_the_log_tells_when_an_endpoint_is_back(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with fleet(tmp_path, {"a": error(400, "bad request")}) as it:
+        it.replica("a").failed(BackendUnreachable("gone"), at_once=True)
+        it.replica("a").breaker.wake()
+        for _ in range(2):
+            with pytest.raises(BackendRefused):
+                await complete(it.router, ask())
+        assert it.replica("a").duty.error == ""
+    said = [one.getMessage() for one in caplog.records if one.levelname == "WARNING"]
+    assert said == ["a gets no calls for 5 s: gone", "a answers again"]
+
+
 async def test_all_are_offered_a_call_again_after_a_pause(tmp_path: Path) -> None:
     pauses: list[float] = []
 

@@ -31,10 +31,12 @@ class Outbox:
 
     def __init__(self) -> None:
         self._waiting: list[EventStream] = []
+        self._loop: asyncio.AbstractEventLoop | None = None
 
-    def add(self, stream: EventStream) -> None:
-        if not self._waiting:
-            asyncio.get_running_loop().call_soon(self._write)
+    def add(self, stream: EventStream, loop: asyncio.AbstractEventLoop) -> None:
+        if not self._waiting or loop is not self._loop:
+            self._loop = loop
+            loop.call_soon(self._write)
         self._waiting.append(stream)
 
     def _write(self) -> None:
@@ -68,7 +70,7 @@ class EventStream:
         if self._exchange is None or not self.started or self._exchange.flow.write_paused:
             return False
         if not self._held:
-            self._outbox.add(self)
+            self._outbox.add(self, self._loop)
         self._held.append(data)
         return True
 

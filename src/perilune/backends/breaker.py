@@ -53,6 +53,8 @@ class Breaker:
         do better, such as a refused key."""
         tried, self._trying = self._trying, False
         self._failures += 1
+        if self._until is not None and not tried:  # of a call that was let in before
+            return 0.0
         if not (at_once or tried or self._failures >= FAILURES):
             return 0.0
         self._rest_s = min(max(FIRST_REST_S, self._rest_s * 2), LONGEST_REST_S)

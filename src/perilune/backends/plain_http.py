@@ -22,8 +22,6 @@ IDLE_S = 15.0
 """How long an unused connection is kept; many servers close theirs soon after."""
 HIGH_WATER = 1 << 20
 """Bytes that wait to be read before the endpoint is made to wait."""
-FEW = 3
-"""Pieces that are not so many bytes: none is longer than what is read at once, a quarter of that."""
 MOST_HEADER_BYTES = 65536
 
 
@@ -157,7 +155,9 @@ class PlainResponse:
 
     def keep(self) -> None:
         """The whole body is there: from here on the connection's list is another answer's."""
-        self._pieces = self._pieces[:]
+        kept = self._pieces[:]
+        self._pieces.clear()
+        self._pieces = kept
 
     def end(self, error: Exception | None = None) -> None:
         self._ended = error is None
@@ -199,6 +199,8 @@ class _Connection(asyncio.Protocol):
         self._header_bytes = 0
         self._pieces: list[bytes] = []
         """Of the body of the answer that is arriving: what nobody has read yet."""
+        self._waiting = 0
+        """Bytes that came since all of it had been read."""
         self.on_body = self._pieces.append  # without a step of ours: every event of a stream passes here
         self.is_paused = False
         self._watch: asyncio.TimerHandle | None = None
@@ -255,13 +257,14 @@ class _Connection(asyncio.Protocol):
             self.drop()
             return
         response.heard_at = time.monotonic()
+        # With the framing, so a little more than the pieces have.
+        self._waiting = len(data) + (self._waiting if self._pieces else 0)
         failure = None
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserError as error:
             failure = aiohttp.ClientError(f"not HTTP: {error}")
-        pieces = self._pieces
-        if len(pieces) > FEW and sum(map(len, pieces)) > HIGH_WATER and self._response is not None:
+        if self._waiting > HIGH_WATER and self._response is not None:
             self.pause()
         if failure is not None:
             self._fail(response, failure)

@@ -65,22 +65,34 @@ class Replica:
         """Whether a call may go there now. Who is let in must tell the breaker how it ended."""
         return not self.duty.drained and self.breaker.admit()
 
-    def failed(self, error: PeriluneError) -> None:
+    def failed(self, error: PeriluneError, *, at_once: bool = False) -> None:
         """It gave no answer, or none that is whole."""
         self.duty.error = error.message
-        rest_s = self.breaker.failed(at_once=isinstance(error, BackendAuth))
+        rest_s = self.breaker.failed(at_once=at_once)
         if rest_s:
             log.warning("%s gets no calls for %g s: %s", self.name, rest_s, error.message)
 
+    def overloaded(self, error: BackendRateLimited) -> None:
+        self.duty.error = error.message
+        self.breaker.released()
+        if error.retry_after_s:
+            log.warning("%s asks for no calls for %g s: %s", self.name, error.retry_after_s, error.message)
+            self.breaker.rest(error.retry_after_s)
+
     def begun(self) -> None:
-        if self.breaker.state != "closed":
-            log.warning("%s answers again", self.name)
+        """An answer has begun."""
+        self._tell_return()
         self.breaker.begun()
 
     def answered(self) -> None:
-        """A whole answer has come."""
+        """A whole answer has come, or a refusal that shows that it is well."""
+        self._tell_return()
         self.breaker.succeeded()
         self.duty.error = ""
+
+    def _tell_return(self) -> None:
+        if self.breaker.state != "closed":
+            log.warning("%s answers again", self.name)
 
 
 class Replicas:
@@ -214,7 +226,7 @@ class Replicas:
             is_final = True
             for replica in order:
                 if not replica.admit():
-                    is_final = False  # its rest may be over soon
+                    is_final = is_final and replica.duty.drained  # else its rest may be over soon
                     continue
                 try:
                     return await self._attempt(replica, request)
@@ -253,7 +265,7 @@ class Replicas:
             replica.failed(empty)
             raise empty from None
         except (BackendRefused, ContextTooLong):  # about the request: the endpoint is well
-            replica.breaker.succeeded()
+            replica.answered()
             raise
         except (BackendError, EngineError) as error:
             self._judge(replica, error)
@@ -261,7 +273,7 @@ class Replicas:
                 raise _Elsewhere(error) from error
             raise
         except PeriluneError:
-            replica.breaker.succeeded()
+            replica.answered()
             raise
         except BaseException:
             replica.breaker.released()
@@ -270,13 +282,10 @@ class Replicas:
         return first, bursts
 
     def _judge(self, replica: Replica, error: Failure) -> None:
-        if not isinstance(error, BackendRateLimited):
-            replica.failed(error)
-            return
-        replica.duty.error = error.message
-        replica.breaker.released()
-        if error.retry_after_s:
-            replica.breaker.rest(error.retry_after_s)
+        if isinstance(error, BackendRateLimited):
+            replica.overloaded(error)
+        else:
+            replica.failed(error, at_once=isinstance(error, BackendAuth))
 
     # ---- probes
 
@@ -290,7 +299,7 @@ class Replicas:
         if error is None:
             replica.breaker.wake()
         elif replica.breaker.state == "closed":
-            replica.failed(error)
+            replica.failed(error, at_once=isinstance(error, BackendAuth))
 
     async def _look(self, replica: Replica) -> Failure | None:
         try:

@@ -55,12 +55,19 @@ async def _run(given: argparse.Namespace, settings: Settings) -> int:
                 return await _ask(server, given)
             finally:
                 await server.close()
-        except BackendAuth as error:  # whose mend is about a model endpoint of ours
-            raise BackendAuth(
-                f"{settings.base_url} refused the key", field="api_key", mend="correct PERILUNE_API_KEY"
-            ) from error
+        except PeriluneError as error:
+            _blame_client(error)
+            raise
     async with open_house(settings, "chat") as house:
         return await _ask(house.metered, given)
+
+
+def _blame_client(error: PeriluneError) -> None:
+    """For a client command, what is wrong with the endpoint's settings is wrong with the client's."""
+    if isinstance(error, BackendAuth):
+        error.mend = "correct PERILUNE_API_KEY, or ask who runs the server"
+    client = {"model_key": "api_key", "model_url": "base_url"}
+    error.field = client.get(error.field or "", error.field)
 
 
 async def _ask(backend: Backend, given: argparse.Namespace) -> int:
