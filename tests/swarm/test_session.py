@@ -177,13 +177,15 @@ async def test_no_more_sub_agents_live_than_are_admitted(tmp_path: Path) -> None
 
 
 async def test_a_faulty_endpoint_delays_the_session_and_spoils_nothing(tmp_path: Path) -> None:
+    failed_calls = 0
     for seed in range(3):
         plan = FaultPlan(seed=seed, error=0.2, cut=0.2)
         bench = Bench(tmp_path / str(seed), FaultyBackend(ScriptedBackend(), plan))
         outcome = await bench.run(await bench.plan())
         assert (outcome.status, files_at(bench.repo, outcome.tip)) == ("complete", RENAMED)
-        assert outcome.state.failed_calls > 0
+        failed_calls += outcome.state.failed_calls
         assert outcome.state.spent.lost_tokens == 0  # the scripted model bills nothing it did not finish
+    assert failed_calls > 0  # a session's requests hold its id: one of them may be spared
 
 
 async def test_wrong_edits_and_broken_calls_never_reach_the_branch(tmp_path: Path) -> None:
