@@ -13,7 +13,8 @@ INTRODUCTION = """# Settings
 
 One frozen object, read once when a command starts. Later sources win: `HOME/perilune.toml`, then the
 environment (`PERILUNE_` and the name in capitals), then flags. An unknown name, a wrong type or a value out
-of range is refused with one line that names it. An empty variable counts as not set.
+of range is refused with one line that names it. An empty variable counts as not set. In the file, numbers and
+`true` or `false` stand without quotes, and a relative path is meant from the file's folder.
 
 This page is written by `python scripts/settings_page.py`; a test compares it with the code.
 

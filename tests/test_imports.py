@@ -12,12 +12,13 @@ import pytest
 
 PACKAGE = Path(__file__).parents[1] / "src" / "perilune"
 
-ROOTS = {"errors", "settings", "store", "__init__", "__main__"}
+ROOTS = {"errors", "settings", "homefile", "store", "__init__", "__main__"}
 LAW: dict[str, set[str]] = {
     "__init__": set(),
     "__main__": {"cli"},
     "errors": set(),
-    "settings": {"store", "errors"},
+    "settings": {"homefile", "errors"},
+    "homefile": {"store", "errors"},
     "store": {"errors"},
     "chat": {"errors"},
     "model": {"errors"},
@@ -54,6 +55,7 @@ TORCH = {"torch", "safetensors", "numpy", "llguidance"}
 OUTSIDE: dict[str, set[str]] = {
     "errors": set(),
     "settings": {"msgspec"},
+    "homefile": set(),
     "store": {"msgspec"},
     "chat": {"msgspec", "tiktoken", "regex", "jinja2"},
     "model": {"msgspec", "torch", "safetensors", "numpy"},

@@ -11,7 +11,8 @@ from pathlib import Path
 import pytest
 
 from perilune.errors import ConfigError
-from perilune.settings import FILE_NAME, Settings, default_home, save_connection
+from perilune.homefile import FILE_NAME, save_connection
+from perilune.settings import Settings, default_home
 
 ROOT = Path(__file__).parents[1]
 
@@ -140,3 +141,26 @@ def test_the_page_says_what_the_code_says() -> None:
     assert done.returncode == 0, done.stdout + done.stderr
     page = (ROOT / "docs" / "settings.md").read_text()
     assert [one.name for one in fields(Settings) if f"| `{one.name}` |" not in page] == []
+
+
+def test_a_relative_path_is_meant_from_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So the file says the same wherever a command is started; a flag is meant from where it is given."""
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / FILE_NAME).write_text(
+        'tier_book = "tiers.toml"\nprice_book = "/etc/prices.toml"\ncheckpoint = ""\n'
+        '[[backends]]\nname = "a"\ntokenizer = "k26"\nmodel = "k26"\n'
+    )
+    monkeypatch.chdir(tmp_path)
+    settings = Settings.load(home, {"tls_cert": "cert.pem"}, {})
+    assert (settings.tier_book, settings.price_book) == (str(home / "tiers.toml"), "/etc/prices.toml")
+    assert (settings.checkpoint, settings.tls_cert) == ("", "cert.pem")
+    assert settings.backends == ({"name": "a", "tokenizer": str(home / "k26"), "model": "k26"},)
+
+
+@pytest.mark.parametrize("line", ['prepaid = "yes"', 'port = "8000"', 'activation_usd = "1.5"'])
+def test_numbers_and_yes_or_no_have_no_quotes_in_the_file(tmp_path: Path, line: str) -> None:
+    (tmp_path / FILE_NAME).write_text(line)
+    with pytest.raises(ConfigError, match="write it without quotes") as refused:
+        Settings.load(tmp_path, {}, {})
+    assert refused.value.field == line.partition(" ")[0]

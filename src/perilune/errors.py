@@ -13,6 +13,7 @@ PeriluneError
 ├── TokenizerError             a tokenizer file cannot be used
 ├── BackendError               a model endpoint failed (HTTP 502)
 │   ├── BackendUnreachable     refused, timed out, name not found
+│   │   └── BackendDrained     the operator has taken every endpoint out
 │   ├── BackendAuth            the endpoint refused our key
 │   ├── BackendRateLimited     429 or overload; carries retry_after_s
 │   │   └── BackendOutOfQuota  the endpoint's account has nothing left: no waiting mends it
@@ -128,6 +129,10 @@ class BackendError(PeriluneError):
 class BackendUnreachable(BackendError):
     code = "backend_unreachable"
     http_status = 503
+
+
+class BackendDrained(BackendUnreachable):
+    code = "backend_drained"
 
 
 class BackendAuth(BackendError):

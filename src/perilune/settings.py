@@ -7,10 +7,8 @@ here is refused. Each field is documented by the string under it; `docs/settings
 from __future__ import annotations
 
 import difflib
-import json
 import os
 import re
-import tomllib
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from pathlib import Path
@@ -18,12 +16,11 @@ from types import MappingProxyType
 from typing import Any, Literal, Self, TypeAlias, get_args, get_type_hints
 
 from perilune.errors import ConfigError
-from perilune.store import replace_file
+from perilune.homefile import FILE_NAME, read_settings
 
 ENV_PREFIX = "PERILUNE_"
 FOREIGN_VARIABLES = frozenset({"PERILUNE_K26_TOKENIZER"})
 """Variables with our prefix that are no settings: they only tell the tests where a tokenizer lies."""
-FILE_NAME = "perilune.toml"
 NO_FLAGS: Mapping[str, object] = MappingProxyType({})
 
 Tables: TypeAlias = tuple[Mapping[str, Any], ...]
@@ -185,41 +182,17 @@ def default_home(env: Mapping[str, str] = os.environ) -> Path:
     return Path(data) / "perilune"
 
 
-def save_connection(home: Path, url: str, key: str, name: str, context: int | None = None) -> None:
-    """Write a model endpoint to HOME/perilune.toml, keeping every other line; `context` is its context
-    length where that is known, and another endpoint's goes. The file gets mode 0600, for it holds the key.
-
-    Raises ConfigError when the present file cannot be read as TOML."""
-    home.mkdir(parents=True, exist_ok=True, mode=0o700)
-    path = home / FILE_NAME
-    old_text = _read_text(path)
-    wanted: dict[str, object] = {"model_url": url, "model_key": key, "model_name": name}
-    if context is not None:
-        wanted["model_context"] = context
-    expected = _parse(path, old_text) | wanted
-    gone = list(wanted)
-    if context is None and _parse(path, old_text).get("model_url") != url:
-        expected.pop("model_context", None)
-        gone.append("model_context")
-    replaced = re.compile(rf"\s*({'|'.join(gone)})\s*=")
-    lines = [line for line in old_text.splitlines() if not replaced.match(line)]
-    at = next((i for i, line in enumerate(lines) if line.lstrip().startswith("[")), len(lines))
-    lines[at:at] = [f"{setting} = {json.dumps(value)}" for setting, value in wanted.items()]
-    text = "\n".join(lines) + "\n"
-    if _parse(path, text) != expected:
-        raise ConfigError(f"{path} cannot be edited safely", mend=f"set {', '.join(wanted)} there")
-    replace_file(path, text.encode())
-
-
 # ---- sources
 
 
 def _from_file(path: Path) -> dict[str, object]:
     source = str(path)
-    table = _parse(path, _read_text(path))
-    if "home" in table:
-        raise ConfigError(f"not allowed in {source}", field="home", mend="use --home or PERILUNE_HOME")
-    return {name: _convert(name, value, source) for name, value in table.items()}
+    found = {}
+    for name, value in read_settings(path).items():
+        found[name] = converted = _convert(name, value, source)
+        if isinstance(value, str) and isinstance(converted, bool | int | float):
+            raise ConfigError(f"{value!r} in {source} is text", field=name, mend="write it without quotes")
+    return found
 
 
 def _from_env(env: Mapping[str, str]) -> dict[str, object]:
@@ -231,28 +204,6 @@ def _from_env(env: Mapping[str, str]) -> dict[str, object]:
         if name != "home":
             values[name] = _convert(name, text, f"environment variable {variable}")
     return values
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except FileNotFoundError:
-        return ""
-    except NotADirectoryError as error:
-        raise ConfigError(
-            f"{path.parent} is not a folder", field="home", mend="choose another with --home"
-        ) from error
-    except (OSError, UnicodeDecodeError) as error:
-        raise ConfigError(f"cannot read {path}: {error}", mend="mend or remove the file") from error
-
-
-def _parse(path: Path, text: str) -> dict[str, Any]:
-    try:
-        return tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise ConfigError(
-            f"{path} is not valid TOML: {error}", mend="mend that line or remove the file"
-        ) from error
 
 
 # ---- values

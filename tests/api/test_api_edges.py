@@ -286,6 +286,19 @@ async def test_an_error_before_the_first_word_has_its_status(
         assert api.rows() == ["failed"] and api.accounts.usage_rows()[0].charge == 0
 
 
+@pytest.mark.parametrize("stream", [True, False])
+async def test_who_got_no_answer_does_not_pay(
+    tmp_path: Path, web: aiohttp.ClientSession, stream: bool
+) -> None:
+    """The client is told to send the call again: it pays for what it has seen."""
+    async with serving(tmp_path, Failing(EngineGone("died"), 2)) as api:
+        async with web.post(api.root + CHAT, json=HI | {"stream": stream}, headers=api.auth) as answer:
+            assert answer.status == (200 if stream else 503)
+            await answer.read()
+        (row,) = api.accounts.usage_rows()
+        assert (row.outcome, row.estimated, row.charge > 0) == ("failed", stream, stream)
+
+
 async def test_where_the_models_run_is_told_to_the_log_alone(
     tmp_path: Path, web: aiohttp.ClientSession, caplog: pytest.LogCaptureFixture
 ) -> None:

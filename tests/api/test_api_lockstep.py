@@ -21,7 +21,7 @@ from perilune.accounts.accounts import Accounts
 from perilune.api.serve import Server
 from perilune.backends.base import Backend
 from perilune.backends.choose import open_backend
-from perilune.backends.metered import BYTES_PER_TOKEN
+from perilune.backends.quotes import BYTES_PER_TOKEN
 from perilune.backends.upstream import UpstreamBackend
 from perilune.chat.messages import (
     Event,

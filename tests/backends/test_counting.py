@@ -12,7 +12,8 @@ from loopback import GOOD, Endpoint, error
 from perilune.accounts.accounts import Accounts
 from perilune.backends.choose import open_backend
 from perilune.backends.counting import PromptCounter
-from perilune.backends.metered import MARKER_TOKENS, MeteredBackend
+from perilune.backends.metered import MeteredBackend
+from perilune.backends.quotes import MARKER_TOKENS
 from perilune.chat.messages import ImagePart, Message, Request, TextPart, Tool
 from perilune.chat.template import prompt_ids
 from perilune.chat.tokenizer import Tokenizer

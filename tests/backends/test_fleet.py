@@ -30,7 +30,8 @@ from perilune.errors import (
     ConfigError,
     Forbidden,
 )
-from perilune.settings import FILE_NAME, Settings
+from perilune.homefile import FILE_NAME
+from perilune.settings import Settings
 
 
 def ask(text: str = "hi", name: str = "m", **more: Any) -> Request:

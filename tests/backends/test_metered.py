@@ -264,6 +264,32 @@ async def test_a_cut_stream_is_settled_for_what_arrived(accounts: Accounts, rais
     assert (row.outcome, row.estimated, row.output) == ("failed", True, 11)
 
 
+async def test_an_answer_that_was_to_go_out_whole_and_failed_costs_nothing(accounts: Accounts) -> None:
+    async def cut(request: Request) -> AsyncIterator[Event]:
+        yield TextDelta("a" * 41)
+        raise BackendInterrupted("cut")
+
+    backend = MeteredBackend(Inner(cut), accounts, accounts.local_principal())
+    call = backend.call(ask(), whole=True)
+    with pytest.raises(BackendInterrupted):
+        [event async for event in call]
+    row = only_row(accounts)
+    assert (row.outcome, row.charge, row.uncached, row.output) == ("failed", 0, 0, 0)
+
+
+async def test_what_a_leaving_client_got_counts_a_token_a_piece_at_least(accounts: Accounts) -> None:
+    async def letters(request: Request) -> AsyncIterator[Event]:
+        for _ in range(1000):
+            yield TextDelta("a")
+
+    call = MeteredBackend(Inner(letters), accounts, accounts.local_principal()).call(ask(), whole=True)
+    async with aclosing(call):
+        for _ in range(200):
+            await anext(call)
+    row = only_row(accounts)
+    assert (row.outcome, row.estimated, row.output) == ("aborted", True, 200)
+
+
 async def test_exactly_the_calls_that_the_budget_covers_reach_the_model(accounts: Accounts) -> None:
     bound = 50 * 950 + 10 * 4000
     principal = accounts.authenticate(accounts.create_key("small", budget=5 * bound), "chat")

@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from perilune.accounts.accounts import Accounts
 from perilune.accounts.keys import Principal
 from perilune.backends.base import ModelEntry
-from perilune.backends.metered import LEAST_ANSWER, MARKER_TOKENS, MeteredBackend
+from perilune.backends.metered import LEAST_ANSWER, MeteredBackend
+from perilune.backends.quotes import MARKER_TOKENS
 from perilune.backends.scripted import scripted_entry
 from perilune.chat.messages import Event, Message, Request, TextDelta, Tool, ToolCall
 from perilune.chat.template import prompt_ids

@@ -9,6 +9,7 @@ import json
 import os
 import re
 import sqlite3
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -120,7 +121,22 @@ def test_usage(home: Path, said: Said) -> None:
     assert (total["key"], total["output"]) == ("2", 10_000)
     assert json.loads(said("usage", "--json", "--until", "2020-01-01")) == []
     assert "cannot group by 'colour'" in said("usage", "--by", "colour", code=2)
-    assert "--calls" in said("usage", "--calls", "--json", code=2)
+    lines = said("usage", "--calls", "--json").splitlines()
+    assert [json.loads(line)["output"] for line in lines] == [5000] * 2
+    today = datetime.now(UTC).date()
+    days = ("--since", str(today - timedelta(1)), "--until", str(today + timedelta(1)))
+    assert len(said("usage", "--calls", *days).splitlines()) == 2
+    assert said("usage", "--calls", "--until", "2020-01-01") == ""
+    assert said("usage", "--calls", "--csv", "--since", str(today + timedelta(1))).count("\n") == 1
+    assert "leave --by out" in said("usage", "--calls", "--by", "day", code=2)
+
+
+@pytest.mark.parametrize("command", [("usage",), ("ledger", "verify"), ("ledger", "audit"), ("compare",)])
+def test_a_mistyped_home_is_not_made(tmp_path: Path, said: Said, command: tuple[str, ...]) -> None:
+    """A nightly proof of books that are somewhere else would never fail."""
+    there = tmp_path / "typo"
+    assert "say where with --home" in said(*command, "--home", str(there), code=2)
+    assert not there.exists()
 
 
 def test_compare(home: Path, said: Said) -> None:

@@ -5,7 +5,8 @@ from pathlib import Path
 import pytest
 
 from perilune.cli.connect import _known_key
-from perilune.settings import Settings, save_connection
+from perilune.homefile import save_connection
+from perilune.settings import Settings
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,8 @@ from perilune.backends.scripted import ScriptedBackend
 from perilune.chat.web_search import Kept
 from perilune.cli import house
 from perilune.cli.main import main
-from perilune.settings import Settings, save_connection
+from perilune.homefile import save_connection
+from perilune.settings import Settings
 from perilune.store import HomeLock
 
 

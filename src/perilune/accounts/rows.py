@@ -73,7 +73,7 @@ class UsageRow:
 
 def find_row(source: Store | Reader, request_id: str) -> UsageRow | None:
     rows = source.read(f"{ROWS} WHERE r.id = ?", (request_id,))
-    return _usage_row(rows[0]) if rows else None
+    return usage_row(rows[0]) if rows else None
 
 
 def list_rows(source: Store | Reader, project_id: int | None, before: str, limit: int) -> list[UsageRow]:
@@ -85,10 +85,10 @@ def list_rows(source: Store | Reader, project_id: int | None, before: str, limit
             f"{ROWS} WHERE r.id < ? AND r.project_id = ? ORDER BY r.id DESC LIMIT ?",
             (before, project_id, limit),
         )
-    return [_usage_row(row) for row in rows]
+    return [usage_row(row) for row in rows]
 
 
-def _usage_row(row: tuple[Any, ...]) -> UsageRow:
+def usage_row(row: tuple[Any, ...]) -> UsageRow:
     values = list(row)
     values[4] = bool(values[4])
     return UsageRow(*values)

@@ -10,7 +10,7 @@ from datetime import UTC, date, datetime
 from typing import Literal, get_args
 
 from perilune.accounts.prices import Buckets
-from perilune.accounts.rows import UsageRow
+from perilune.accounts.rows import ROWS, UsageRow, list_rows, usage_row
 from perilune.errors import InputError
 from perilune.store import Reader, Store
 
@@ -30,6 +30,9 @@ TOTALS = """SELECT r.settled_ms / 86400000 AS day, '' AS month,
     UNION ALL SELECT 0, c.month, c.project_id, c.key_id, c.model, v.name, c.calls, c.estimated, c.uncached,
         c.cached, c.output, c.reasoning, c.charge
     FROM carried c JOIN price_version v ON v.id = c.price_id WHERE c.month >= ? AND c.month < ?"""
+
+CALLS = f"""{ROWS} WHERE r.id < ? AND r.outcome <> 'open' AND r.settled_ms >= ? AND r.settled_ms < ?
+    AND (? IS NULL OR r.project_id = ?) ORDER BY r.id DESC LIMIT ?"""
 
 
 @dataclass(frozen=True)
@@ -94,11 +97,30 @@ def totals_csv(found: Iterable[Total], by: Sequence[str]) -> str:
     return _csv([*by, *COUNTS[:-1], "charge_nano_usd", "charge_usd"], lines)
 
 
+def calls(
+    source: Source,
+    since: date | None = None,
+    until: date | None = None,
+    project_id: int | None = None,
+    *,
+    before: str = "~",
+    limit: int = 100,
+) -> list[UsageRow]:
+    """Calls that were settled on the days from `since` up to, not including, `until` (UTC), newest first;
+    page on with the last id as `before`. Without days, open calls too."""
+    if since is None and until is None:
+        return list_rows(source, project_id, before, limit)
+    first, end = _ms(since or date(1970, 1, 1)), _ms(until or date(9999, 1, 1))
+    found = source.read(CALLS, (before, first, end, project_id, project_id, limit))
+    return [usage_row(row) for row in found]
+
+
 def calls_csv(rows: Iterable[UsageRow]) -> str:
     """One line per call, with a header."""
     names = [one.name for one in fields(UsageRow)]
     lines = [[getattr(row, name) for name in names] + [usd(row.charge)] for row in rows]
-    return _csv([*names, "charge_usd"], lines)
+    money = {"charge": "charge_nano_usd", "reserved": "reserved_nano_usd"}
+    return _csv([*(money.get(name, name) for name in names), "charge_usd"], lines)
 
 
 def usd(nano: int) -> str:

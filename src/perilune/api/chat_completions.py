@@ -69,7 +69,7 @@ class ChatCompletions:
             principal,
             on_quote=lambda quote: hold_length(request, quote, adjusted),
         )
-        answer = self._search.answer(resolved, request, metered, principal, request_id)
+        answer = self._search.answer(resolved, request, metered, principal, request_id, not call.stream)
         answer_id, created = f"chatcmpl-{request_id}", int(time.time())
         if call.stream:
             encoder = ChunkEncoder(

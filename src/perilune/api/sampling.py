@@ -14,7 +14,7 @@ import msgspec
 
 from perilune.api.http import Headers
 from perilune.backends.base import ModelEntry
-from perilune.backends.metered import Quote
+from perilune.backends.quotes import Quote
 from perilune.backends.served import accepted_sampling, own_sampling
 from perilune.chat.messages import Request
 from perilune.chat.wire import NEUTRAL

@@ -70,10 +70,17 @@ class WebSearch:
         return for_model(request, kept)
 
     def answer(
-        self, asked: Request, request: Request, metered: MeteredBackend, principal: Principal, request_id: str
+        self,
+        asked: Request,
+        request: Request,
+        metered: MeteredBackend,
+        principal: Principal,
+        request_id: str,
+        whole: bool,
     ) -> Bursts:
-        """The events of one call. `asked` is the request as it came, `request` as the model sees it."""
-        call = metered.call(request, request_id=request_id)
+        """The events of one call. `asked` is the request as it came, `request` as the model sees it; `whole`
+        is as in MeteredBackend.call."""
+        call = metered.call(request, request_id=request_id, whole=whole)
         if not asked.tools or not declared(asked) or request.tool_choice == "none":
             return call.bursts
         searcher = _Searcher(self._accounts, self._shelf, self._provider(asked), metered, principal, request)

@@ -1,6 +1,6 @@
 """Try an endpoint before it is relied on: which models it lists, and whether one answers.
 
-probe = await probe(url, key, name)      then settings.save_connection(home, probe.url, key, probe.name)
+probe = await probe(url, key, name)      then homefile.save_connection(home, probe.url, key, probe.name)
 """
 
 from __future__ import annotations

@@ -12,7 +12,7 @@ Only a killed process leaves a row open; the next start closes it (`accounts/led
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Coroutine
 from contextlib import aclosing
 from typing import Any
 
@@ -24,8 +24,8 @@ from perilune.accounts.request_ids import new_request_id
 from perilune.accounts.rows import Charge, Outcome, Reservation
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.bursts import Bursts, bursts_of, each
+from perilune.backends.quotes import Quote, guess_prompt, tokens_of
 from perilune.backends.router import Router, find_entry
-from perilune.chat.declaration import declare_typescript
 from perilune.chat.messages import (
     Assembler,
     Completion,
@@ -33,7 +33,6 @@ from perilune.chat.messages import (
     Finished,
     Request,
     TextDelta,
-    TextPart,
     ThinkingDelta,
     ToolCallDelta,
     ToolCallStarted,
@@ -42,10 +41,6 @@ from perilune.chat.messages import (
 from perilune.chat.template import refuse_surrogates
 from perilune.errors import BackendInterrupted
 
-BYTES_PER_TOKEN = 4
-"""For estimates, where nobody told the usage."""
-MARKER_TOKENS = 16
-"""More than the template puts around one message, call or tool; for bounds."""
 UNCOUNTED = 64
 """Events of an answer that are kept until their size is taken together."""
 
@@ -54,31 +49,6 @@ LEAST_ANSWER = 256
 this: then the call is refused. Documented in docs/accounts.md."""
 MOST_TOKENS = 1 << 31
 """Of any one call; also keeps every charge within the ledger's integers."""
-
-
-class Quote(msgspec.Struct, frozen=True):
-    """What a call can come to, before it is made."""
-
-    entry: ModelEntry
-    backend: Backend
-    """The one that answers."""
-    request: Request
-    """As that backend takes it."""
-    prompt_bound: int
-    """Tokens of the prompt, never too few."""
-    prompt_estimate: int
-    """Tokens of the prompt, as good as is known."""
-    max_tokens: int
-    """Most tokens of the answer."""
-    nano_usd: int
-    """The most that the call can cost."""
-    least_tokens: int | None = None
-    """Where the request leaves the length open: the least to which budgets and balance may cut it."""
-
-    @property
-    def counted(self) -> bool:
-        """Whether the prompt's tokens were counted, not guessed."""
-        return self.prompt_bound == self.prompt_estimate
 
 
 class MeteredBackend:
@@ -108,14 +78,20 @@ class MeteredBackend:
         return self.call(request)
 
     def call(
-        self, request: Request, *, request_id: str | None = None, quote: Quote | None = None
+        self,
+        request: Request,
+        *,
+        request_id: str | None = None,
+        quote: Quote | None = None,
+        whole: bool = False,
     ) -> MeteredCall:
         """One call, to be iterated over; afterwards its `charge` is known.
 
         `request_id` must never have been used before; left out, a new one is made. A `quote` made for this
-        request spares counting again. Raises, while iterated: LimitReached, InsufficientBalance, NotFound,
+        request spares counting again. `whole`: nothing of the answer goes to who pays before its end, so one
+        that fails costs nothing. Raises, while iterated: LimitReached, InsufficientBalance, NotFound,
         StoreError, and what the inner backend raises."""
-        return MeteredCall(self, request, request_id or new_request_id(), quote)
+        return MeteredCall(self, request, request_id or new_request_id(), quote, whole=whole)
 
     async def complete(
         self, request: Request, *, request_id: str | None = None, quote: Quote | None = None
@@ -138,7 +114,7 @@ class MeteredBackend:
             else:
                 entry, backend, routed = find_entry(await inner.models(), request.model), inner, request
             counted = await backend.count_tokens(routed)
-            bound, estimate = (counted, counted) if counted is not None else _guess(request, entry)
+            bound, estimate = (counted, counted) if counted is not None else guess_prompt(request, entry)
         except UnicodeEncodeError:
             refuse_surrogates(request)  # which says where it stands
             raise
@@ -190,7 +166,13 @@ class MeteredCall:
     """The events of one metered call, and what it came to."""
 
     def __init__(
-        self, backend: MeteredBackend, request: Request, request_id: str, quote: Quote | None
+        self,
+        backend: MeteredBackend,
+        request: Request,
+        request_id: str,
+        quote: Quote | None,
+        *,
+        whole: bool = False,
     ) -> None:
         self.request_id = request_id
         self.quote = quote
@@ -199,7 +181,8 @@ class MeteredCall:
         """Known when `Finished` arrives, and after a failed or abandoned call too."""
         self._backend = backend
         self._request = request
-        self._bytes = 0
+        self._whole = whole
+        self._pieces = self._bytes = 0
         """Of text, thinking and calls that arrived, but for the last events."""
         self._last: list[Event] = []
         """The last events that arrived; none only before any did. They are counted many at a time, or where
@@ -238,7 +221,7 @@ class MeteredCall:
             try:
                 async for burst in bursts:
                     if len(self._last) > UNCOUNTED:
-                        self._bytes, self._last = self._bytes + _size(self._last), []
+                        self._take_sizes()
                     self._last += burst
                     last = burst[-1]
                     if isinstance(last, Finished):
@@ -268,50 +251,28 @@ class MeteredCall:
         return event if told else Finished(event.reason, usage)
 
     async def _settle_unfinished(self, reservation: Reservation, quote: Quote, outcome: Outcome) -> None:
-        """A call that failed before anything arrived costs nothing. Otherwise the prompt was read, and what
-        arrived was made; how much of the prompt was cached nobody told, so none is assumed."""
-        if outcome == "failed" and not self._last:
+        """A call that failed before anything arrived costs nothing, nor does one whose answer was to go out
+        whole. Otherwise the prompt was read, and what arrived was made; how much of the prompt was cached
+        nobody told, so none is assumed."""
+        if outcome == "failed" and (self._whole or not self._last):
             self.charge = await self._backend._settle(reservation, Usage(), outcome, False)
             return
         self.charge = await self._backend._settle(reservation, self._estimate(quote), outcome, True)
 
     def _estimate(self, quote: Quote) -> Usage:
-        made = _tokens(self._bytes + _size(self._last))
+        """No engine sends less than a token in one piece; where a piece holds many, its bytes tell more."""
+        self._take_sizes()
+        made = max(self._pieces, tokens_of(self._bytes))
         return Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=made)
 
-
-def _size(burst: Sequence[Event]) -> int:
-    """Bytes of its text, thinking and calls."""
-    size = 0
-    for event in burst:
-        match event:
-            case TextDelta() | ThinkingDelta():
-                size += len(event.text.encode())
-            case ToolCallStarted():
-                size += len(event.name.encode())
-            case ToolCallDelta():
-                size += len(event.arguments.encode())
-            case Finished():
-                pass
-    return size
-
-
-def _guess(request: Request, entry: ModelEntry) -> tuple[int, int]:
-    """(bound, estimate) of the prompt's tokens where the backend cannot count: no token is shorter than a
-    byte. What media come to is unknown, so with media the bound is the whole context."""
-    size = len(msgspec.json.encode(request.messages))
-    markers, media = 1 + len(request.messages) + len(request.tools), False
-    if request.tools:
-        size += max(len(msgspec.json.encode(request.tools)), len(declare_typescript(request.tools).encode()))
-    if request.json_schema is not None:
-        size += len(msgspec.json.encode(request.json_schema))
-    for message in request.messages:
-        markers += len(message.tool_calls)
-        if isinstance(message.content, tuple):
-            media = media or any(not isinstance(part, TextPart) for part in message.content)
-    bound = entry.context_length if media else size + markers * MARKER_TOKENS
-    return min(bound, entry.context_length), min(_tokens(size), entry.context_length)
-
-
-def _tokens(size: int) -> int:
-    return -(-size // BYTES_PER_TOKEN)
+    def _take_sizes(self) -> None:
+        for event in self._last:
+            match event:
+                case TextDelta(text=text) | ThinkingDelta(text=text) | ToolCallDelta(arguments=text):
+                    self._pieces += 1
+                    self._bytes += len(text.encode())
+                case ToolCallStarted():
+                    self._bytes += len(event.name.encode())
+                case Finished():
+                    pass
+        self._last = []

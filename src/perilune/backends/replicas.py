@@ -27,6 +27,7 @@ from perilune.backends.retries import is_passing, retry_pause
 from perilune.chat.messages import Event, Finished, Request
 from perilune.errors import (
     BackendAuth,
+    BackendDrained,
     BackendError,
     BackendProtocol,
     BackendRateLimited,
@@ -240,8 +241,8 @@ class Replicas:
             failures += 1
             await self._sleep(pause)
 
-    def _all_drained(self) -> BackendUnreachable:
-        return BackendUnreachable(
+    def _all_drained(self) -> BackendDrained:
+        return BackendDrained(
             f"the operator has drained every endpoint of {self._entry.id}", mend="try again later"
         )
 

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from perilune.cli.flags import Commands, add_settings, load_settings
+from perilune.errors import ConfigError
 
 if TYPE_CHECKING:
     from perilune.settings import Settings
@@ -30,7 +31,7 @@ def add(commands: Commands) -> None:
 
 
 def run(given: argparse.Namespace) -> int:
-    from perilune.settings import save_connection
+    from perilune.homefile import FILE_NAME, save_connection
 
     settings = load_settings(given)
     if given.none == bool(given.url):
@@ -39,6 +40,12 @@ def run(given: argparse.Namespace) -> int:
         save_connection(settings.home, "", "", "")
         print("Back to the bundled model.")
         return 0
+    if settings.backends:
+        raise ConfigError(
+            f"{settings.home / FILE_NAME} has [[backends]], which take the place of one endpoint",
+            field="backends",
+            mend="add the endpoint as one more of them, or remove them first",
+        )
     from perilune.backends.connect import PROBE_TIMEOUT_S, probe
 
     key = sys.stdin.readline().strip() if given.key == "-" else given.key or _known_key(settings, given.url)

@@ -31,14 +31,18 @@ PAGE = 1000
 
 
 @contextmanager
-def open_desk(settings: Settings, *, as_found: bool = False) -> Iterator[Desk]:
+def open_desk(settings: Settings, *, as_found: bool = False, must_exist: bool = False) -> Iterator[Desk]:
     """If nobody owns HOME, own it; if a server does, speak to its admin door, and without one only read.
-    With `as_found`, calls that a dead process left open stay so.
+    With `as_found`, calls that a dead process left open stay so; with `must_exist` no HOME is made.
 
     Raises HomeLocked for a change that nobody can make now, ConfigError, StoreError."""
-    from perilune.accounts.accounts import Accounts
+    from perilune.accounts.accounts import DATABASE, Accounts
     from perilune.store import HomeLock, home_holder
 
+    if must_exist and not (settings.home / DATABASE).exists():
+        raise ConfigError(
+            f"there are no accounts in {settings.home}", field="home", mend="say where with --home"
+        )
     holder = home_holder(settings.home)
     if holder is None:
         with (

@@ -31,7 +31,7 @@ def add(commands: Commands) -> None:
 
 def verify(given: argparse.Namespace) -> int:
     """0 when all agrees, 1 when not. A proof changes nothing that it proves."""
-    with open_desk(load_settings(given), as_found=True) as desk:
+    with open_desk(load_settings(given), as_found=True, must_exist=True) as desk:
         proof = desk("ledger/verify")
     if given.json:
         print(json.dumps(proof, indent=2))
@@ -46,14 +46,14 @@ def verify(given: argparse.Namespace) -> int:
 
 
 def fold(given: argparse.Namespace) -> int:
-    with open_desk(load_settings(given)) as desk:
+    with open_desk(load_settings(given), must_exist=True) as desk:
         done = desk("ledger/fold")
     print(f"{done['folded']} calls folded into sums")
     return 0
 
 
 def audit(given: argparse.Namespace) -> int:
-    with open_desk(load_settings(given)) as desk:
+    with open_desk(load_settings(given), must_exist=True) as desk:
         found = pages(desk, "audit/list", "id")
         if given.json:
             print(json.dumps([line for page in found for line in page], indent=2))

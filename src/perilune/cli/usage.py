@@ -16,6 +16,8 @@ from perilune.errors import InputError
 if TYPE_CHECKING:
     from perilune.accounts.prices import Buckets
 
+BY = "month,key,model"
+
 
 def add(commands: Commands) -> None:
     parser = commands.add_parser(
@@ -26,11 +28,12 @@ def add(commands: Commands) -> None:
     )
     parser.add_argument(
         "--by",
-        default="month,key,model",
         metavar="AXES",
-        help="some of month, day, project, key, model, price, with commas (month,key,model)",
+        help=f"some of month, day, project, key, model, price, with commas ({BY})",
     )
-    parser.add_argument("--calls", action="store_true", help="every call, instead of sums")
+    parser.add_argument(
+        "--calls", action="store_true", help="every call, instead of sums; as JSON, one on each line"
+    )
     shape = parser.add_mutually_exclusive_group()
     shape.add_argument("--csv", action="store_true", help="as CSV")
     shape.add_argument("--json", action="store_true", help="as JSON")
@@ -74,10 +77,10 @@ def count(text: str) -> int:
 def usage(given: argparse.Namespace) -> int:
     from perilune.accounts.usage import totals_csv
 
-    with open_desk(load_settings(given)) as desk:
+    with open_desk(load_settings(given), must_exist=True) as desk:
         if given.calls:
             return _print_calls(desk, given)
-        by = [axis.strip() for axis in given.by.split(",") if axis.strip()]
+        by = [axis.strip() for axis in (given.by or BY).split(",") if axis.strip()]
         found = _totals(desk, by, given)
     if given.csv:
         sys.stdout.write(totals_csv(found, by))
@@ -98,8 +101,11 @@ def _totals(desk: Desk, by: list[str], given: argparse.Namespace) -> list[Any]:
 
     from perilune.accounts.usage import Total
 
-    period = {name: value.isoformat() for name in ("since", "until") if (value := getattr(given, name))}
-    return msgspec.convert(desk("ledger/usage", by=by, **period), list[Total])
+    return msgspec.convert(desk("ledger/usage", by=by, **_period(given)), list[Total])
+
+
+def _period(given: argparse.Namespace) -> dict[str, str]:
+    return {name: value.isoformat() for name in ("since", "until") if (value := getattr(given, name))}
 
 
 def _as_json(total: Any, by: list[str]) -> dict[str, object]:
@@ -115,12 +121,15 @@ def _print_calls(desk: Desk, given: argparse.Namespace) -> int:
     from perilune.accounts.rows import UsageRow
     from perilune.accounts.usage import calls_csv
 
-    if given.json or given.since or given.until:
-        raise InputError("goes with --csv only", field="--calls", mend="leave the other flags out")
+    if given.by:
+        raise InputError("are not added up", field="--calls", mend="leave --by out")
     first = True
-    for found in pages(desk, "ledger/calls", "request_id"):
+    for found in pages(desk, "ledger/calls", "request_id", **_period(given)):
         page = msgspec.convert(found, list[UsageRow])
-        if given.csv:
+        if given.json:
+            for one in found:  # a line each: a list would have to end before it can be read
+                print(json.dumps(one))
+        elif given.csv:
             text = calls_csv(page)
             sys.stdout.write(text if first else text.partition("\n")[2])
         else:
@@ -162,5 +171,5 @@ def _traffic(given: argparse.Namespace) -> Buckets:
     named = (given.input, given.cached, given.output)
     if any(one is not None for one in named):
         return Buckets(*(one or 0 for one in named))
-    with open_desk(load_settings(given)) as desk:
+    with open_desk(load_settings(given), must_exist=True) as desk:
         return traffic_of(_totals(desk, ["model"], given))

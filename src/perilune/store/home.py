@@ -111,7 +111,9 @@ def _read_holder(fd: int) -> Holder:
 def _locked(home: Path) -> HomeLocked:
     holder = home_holder(home)
     who = f"process {holder.pid} (perilune {holder.purpose})" if holder and holder.pid else "another process"
-    mend = (
-        f"stop it with `kill {holder.pid}`, or use another --home" if holder and holder.pid else "try again"
-    )
+    mend = "try again"
+    if holder and holder.pid:
+        mend = f"use another --home, or stop it with `kill {holder.pid}`"
+    if holder and holder.address:  # a server: who only wants to ask its model need not stop it
+        mend = f"to chat with it set PERILUNE_BASE_URL={holder.address} and PERILUNE_API_KEY; else {mend}"
     return HomeLocked(f"{home} is in use by {who}", field="home", mend=mend)

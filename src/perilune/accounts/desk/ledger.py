@@ -12,6 +12,7 @@ from perilune.accounts.audit import AuditLine
 from perilune.accounts.desk.act import Act, Acts, Nothing
 from perilune.accounts.rows import UsageRow
 from perilune.accounts.usage import Total, totals
+from perilune.accounts.usage import calls as calls_of
 from perilune.errors import InputError
 
 MOST_LINES = 1000
@@ -26,6 +27,9 @@ class Period(msgspec.Struct, forbid_unknown_fields=True):
 
 class SomeCalls(msgspec.Struct, forbid_unknown_fields=True):
     project: int | None = None
+    since: date | None = None
+    until: date | None = None
+    """The first day that does not count."""
     before: str = "~"
     limit: int = 100
 
@@ -52,15 +56,21 @@ def verify(accounts: Accounts, _: Nothing, actor: str) -> dict[str, object]:
 
 
 def usage(accounts: Accounts, period: Period, actor: str) -> list[Total]:
-    if period.since and period.until and period.since >= period.until:
-        raise InputError(
-            "is not after `since`", field="until", mend="it is the first day that does not count"
-        )
+    _check_days(period)
     return totals(accounts.store, period.by, period.since, period.until)
 
 
 def calls(accounts: Accounts, which: SomeCalls, actor: str) -> list[UsageRow]:
-    return accounts.usage_rows(which.project, before=which.before, limit=_lines(which.limit))
+    _check_days(which)
+    days = (which.since, which.until)
+    return calls_of(accounts.store, *days, which.project, before=which.before, limit=_lines(which.limit))
+
+
+def _check_days(which: Period | SomeCalls) -> None:
+    if which.since and which.until and which.since >= which.until:
+        raise InputError(
+            "is not after `since`", field="until", mend="it is the first day that does not count"
+        )
 
 
 def fold(accounts: Accounts, _: Nothing, actor: str) -> dict[str, int]:
