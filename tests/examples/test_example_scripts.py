@@ -21,6 +21,7 @@ import swarm_in_python  # noqa: E402
 from api_server import serving  # noqa: E402
 
 from perilune.backends.base import Backend  # noqa: E402
+from perilune.backends.choose import open_backend  # noqa: E402
 from perilune.backends.scripted import Call, Reply, ScriptedBackend, scripted_entry, text_of  # noqa: E402
 from perilune.chat.messages import Request  # noqa: E402
 from perilune.settings import Settings  # noqa: E402
@@ -52,6 +53,22 @@ async def test_the_chat_example_runs_against_a_server(
         "Streamed: You said: Hello again",
         'It wants to call weather({"city": "Riga"})',
     ]
+
+
+async def test_the_readme_s_call_is_answered_as_it_says(tmp_path: Path) -> None:
+    """By the bundled model itself."""
+    readme = (EXAMPLES.parent / "README.md").read_text()
+    code = readme.partition("```python\nfrom openai")[2].partition("```")[0]
+    told = code.splitlines()[-1].removeprefix("# ")
+    backend = await open_backend(Settings(home=tmp_path, threads=1))
+    try:
+        async with serving(tmp_path / "home", backend) as api:
+            code = code.replace("http://127.0.0.1:8642/v1", api.url).replace("plk_...", api.key)
+            with contextlib.redirect_stdout(io.StringIO()) as said:
+                await asyncio.to_thread(exec, f"from openai{code}", {})
+    finally:
+        await backend.close()
+    assert said.getvalue().strip() == told and "load_config" in told
 
 
 async def test_the_swarm_example_renames_the_example_project(
