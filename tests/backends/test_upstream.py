@@ -313,7 +313,7 @@ async def test_an_endpoint_is_not_asked_each_time_that_we_are_asked(monkeypatch:
         refused = await asyncio.gather(*(it.backend.ready() for _ in range(9)), return_exceptions=True)
         assert {type(one) for one in refused} == {BackendAuth}
         assert it.calls == 1
-        monkeypatch.setattr("perilune.backends.upstream.LOOK_EVERY_S", 0.0)
+        monkeypatch.setattr("perilune.backends.lookout.LOOK_EVERY_S", 0.0)
         await it.backend.ready()
         assert it.calls == 2
 

@@ -6,8 +6,9 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any, Literal, TypeVar, get_args
 
 import msgspec
@@ -16,7 +17,7 @@ from perilune.backends.access import Rule
 from perilune.backends.base import Backend, ModelEntry
 from perilune.backends.counting import PromptCounter, counter_of
 from perilune.backends.dialects import ENGINES
-from perilune.backends.listing import entry_from
+from perilune.backends.listing import Facts, entry_from
 from perilune.backends.local import open_engine
 from perilune.backends.replicas import Replica, Replicas
 from perilune.backends.turns import InTurn
@@ -76,6 +77,8 @@ class Opened:
     engine: Backend | None = None
     """Running, where the table asks for one of ours."""
     counter: PromptCounter | None = None
+    facts: Facts | None = None
+    """Reads what the endpoint lists, where `entry` is a guess until it can be asked."""
 
 
 async def open_fleet(settings: Settings) -> list[Replicas]:
@@ -94,7 +97,7 @@ async def open_fleet(settings: Settings) -> list[Replicas]:
     for one in opened:
         models.setdefault(one.table.serves or one.entry.id, []).append(one)
     try:
-        fleet = [_replicas(model, members, rules, settings) for model, members in models.items()]
+        fleet = [_Model(name, members).replicas(rules, settings) for name, members in models.items()]
     except BaseException:
         await _close(opened)
         raise
@@ -130,9 +133,8 @@ async def _open(
     own = _settings_of(table, settings)
     try:
         if not table.embedded:
-            return Opened(
-                table, await entry_from(own, f"backends, {table.name}"), counter=counters[table.tokenizer]
-            )
+            entry, facts = await entry_from(own, f"backends, {table.name}")
+            return Opened(table, entry, counter=counters[table.tokenizer], facts=facts)
         engine = await open_engine(own)
     except (ConfigError, CheckpointError, BackendError) as error:
         error.field = f"backends, {table.name}"  # not the setting for one endpoint
@@ -174,35 +176,54 @@ def _check_rules(rules: Sequence[Rule], tables: Sequence[EndpointTable]) -> None
             log.warning("access, table %d: no backend meets it, so those it concerns are refused", number)
 
 
-def _replicas(model: str, members: Sequence[Opened], rules: tuple[Rule, ...], settings: Settings) -> Replicas:
-    entry = _common_entry(model, members)
-    replicas = [
-        Replica(
-            name=one.table.name,
-            backend=one.engine or _upstream(one, entry, settings),
-            region=one.table.region,
-            vendor=one.table.vendor,
-            data_classes=one.table.data_classes,
-            kind="upstream" if one.engine is None else EMBEDDED,
+class _Model:
+    """One model of several endpoints: what all of them can do, as far as they have told."""
+
+    def __init__(self, name: str, members: Sequence[Opened]) -> None:
+        self._name = name
+        self._members = list(members)
+        self._told: list[Callable[[ModelEntry], None]] = []
+
+    def replicas(self, rules: tuple[Rule, ...], settings: Settings) -> Replicas:
+        entry = _common_entry(self._name, self._members)
+        replicas = [
+            Replica(
+                name=one.table.name,
+                backend=one.engine or self._upstream(place, entry, settings),
+                region=one.table.region,
+                vendor=one.table.vendor,
+                data_classes=one.table.data_classes,
+                kind="upstream" if one.engine is None else EMBEDDED,
+            )
+            for place, one in enumerate(self._members)
+        ]
+        made = Replicas(entry, replicas, rules=rules, retries=settings.model_retries)
+        self._told.append(made.become)
+        return made
+
+    def _upstream(self, place: int, entry: ModelEntry, settings: Settings) -> Backend:
+        one = self._members[place]
+        quirks = ENGINES[one.table.engine]
+        backend = UpstreamBackend(
+            one.table.url,
+            key=one.table.key,
+            entry=entry,
+            model_name=one.entry.id,
+            timeout_s=settings.model_timeout_s,
+            retries=0,  # Replicas tries again, elsewhere first
+            quirks=quirks,
+            counter=one.counter,
+            facts=one.facts,
+            learnt=partial(self._learnt, place),
         )
-        for one in members
-    ]
-    return Replicas(entry, replicas, rules=rules, retries=settings.model_retries)
+        self._told.append(backend.become)
+        return InTurn(backend) if quirks.one_at_a_time else backend
 
-
-def _upstream(one: Opened, entry: ModelEntry, settings: Settings) -> Backend:
-    quirks = ENGINES[one.table.engine]
-    backend = UpstreamBackend(
-        one.table.url,
-        key=one.table.key,
-        entry=entry,
-        model_name=one.entry.id,
-        timeout_s=settings.model_timeout_s,
-        retries=0,  # Replicas tries again, elsewhere first
-        quirks=quirks,
-        counter=one.counter,
-    )
-    return InTurn(backend) if quirks.one_at_a_time else backend
+    def _learnt(self, place: int, entry: ModelEntry) -> None:
+        self._members[place] = replace(self._members[place], entry=entry, facts=None)
+        common = _common_entry(self._name, self._members)
+        for told in self._told:
+            told(common)
 
 
 def _common_entry(model: str, members: Sequence[Opened]) -> ModelEntry:
@@ -215,7 +236,8 @@ def _common_entry(model: str, members: Sequence[Opened]) -> ModelEntry:
             field="backends",
             mend="give them one price, or serve them under other names",
         )
-    special = next((entry for entry in entries if entry.goals != "any"), entries[0])
+    told = [one.entry for one in members if one.facts is None] or entries
+    special = next((entry for entry in told if entry.goals != "any"), told[0])
     modalities = [kind for kind in special.modalities if all(kind in entry.modalities for entry in entries)]
     return msgspec.structs.replace(
         special,

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping
-from typing import Any, Literal
+from collections.abc import Callable, Mapping
+from functools import partial
+from typing import Any, Literal, TypeAlias
 
 import aiohttp
 import msgspec
@@ -63,10 +64,15 @@ async def list_models(
         raise BackendProtocol(f"{url}/models is not OpenAI-shaped", mend=CHECK_URL) from error
 
 
-async def entry_from(settings: Settings, of: str = "the model endpoint") -> ModelEntry:
+Facts: TypeAlias = Callable[[list[dict[str, Any]]], ModelEntry | None]
+"""From what an endpoint lists to its model; None where that is not among it."""
+
+
+async def entry_from(settings: Settings, of: str = "the model endpoint") -> tuple[ModelEntry, Facts | None]:
     """The model of `model_url` and `model_name`; `of` names the endpoint in the log. The endpoint is asked
     what it is; one that does not tell is taken as the settings say (with a warning where it is down or
-    refuses the key, or does not list the model), but without a name it must list exactly one model.
+    refuses the key, or does not list the model), but without a name it must list exactly one model. For one
+    that is down, or refuses the key, also what reads its list when it is there.
 
     Raises ConfigError; BackendError where there is no name."""
     url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
@@ -78,12 +84,18 @@ async def entry_from(settings: Settings, of: str = "the model endpoint") -> Mode
                 raise
             if isinstance(error, BackendUnreachable | BackendAuth):
                 log.warning("calls to %s will fail for now: %s", of, error.message)
+                return upstream_entry(settings, settings.model_name, {}), partial(_told, settings)
             items = []
     name = settings.model_name or choose_model(url, "", items)
     item = next((item for item in items if item["id"] == name), {})
     if items and not item:
         log.warning("%s does not list the model %s and may refuse it (it lists: %s)", of, name, _names(items))
-    return upstream_entry(settings, name, item)
+    return upstream_entry(settings, name, item), None
+
+
+def _told(settings: Settings, items: list[dict[str, Any]]) -> ModelEntry | None:
+    item = next((item for item in items if item["id"] == settings.model_name), None)
+    return upstream_entry(settings, settings.model_name, item) if item is not None else None
 
 
 def choose_model(url: str, name: str, items: list[dict[str, Any]]) -> str:

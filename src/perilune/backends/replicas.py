@@ -126,6 +126,10 @@ class Replicas:
         view._allowed = tuple(one for one in self._all if may_serve(self._rules, principal, one))
         return view
 
+    def become(self, entry: ModelEntry) -> None:
+        """What endpoints told late of the model."""
+        self._entry = entry
+
     def start_probes(self, every_s: float = PROBE_EVERY_S) -> None:
         """Look at every endpoint now and then, until `close`."""
         self._probing = asyncio.create_task(self._probe_forever(every_s))

@@ -12,8 +12,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import random
-import time
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine
 from typing import Any, TypeAlias
 
 import aiohttp
@@ -31,26 +30,24 @@ from perilune.backends.endpoint import (
     connection_error,
     is_too_long,
     may_pass,
-    new_session,
     open_session,
     read_capped,
     refusal,
     web_page,
 )
-from perilune.backends.listing import entry_from, list_models
+from perilune.backends.listing import Facts, entry_from
+from perilune.backends.lookout import Lookout
 from perilune.backends.plain_http import PlainResponse, PlainSession
 from perilune.backends.retries import Passing, is_passing, retry_pause
 from perilune.backends.spelt_calls import read_spelt_calls
 from perilune.chat.messages import Completion, Event, Finished, Request
 from perilune.chat.wire import ChunkDecoder, completion_events, decode_completion
 from perilune.errors import (
-    BackendAuth,
     BackendError,
     BackendInterrupted,
     BackendOutOfQuota,
     BackendProtocol,
     BackendRefused,
-    BackendUnreachable,
     ContextTooLong,
 )
 from perilune.settings import Settings
@@ -67,9 +64,6 @@ MOST_REST_BYTES = 65536
 """What may follow the end of an answer; more is not read, and the connection is closed."""
 MOST_STREAM_BYTES = 512 * 1024 * 1024
 """Some 1,900 bytes for each token of the longest answer."""
-LOOK_TIMEOUT_S = 5.0
-LOOK_EVERY_S = 5.0
-"""However often we are asked whether we are ready, the endpoint is not asked more often than this."""
 
 
 class UpstreamBackend:
@@ -86,37 +80,38 @@ class UpstreamBackend:
         retries: int = 3,
         quirks: Quirks | None = None,
         counter: PromptCounter | None = None,
+        facts: Facts | None = None,
+        learnt: Callable[[ModelEntry], None] | None = None,
         sleep: Callable[[float], Awaitable[None]] = asyncio.sleep,
         chance: Callable[[], float] = random.random,
     ) -> None:
-        """`model_name` is the model's name at the endpoint, when it differs from the entry's id.
+        """`model_name` is the model's name at the endpoint, when it differs from the entry's id. With `facts`
+        the entry is a guess until the endpoint can be asked; then `learnt`, or `become`, has the true one.
 
         Raises ConfigError for a URL that is not one."""
         self.url = base_url(url)
         self._headers = auth_headers(key)
-        self._entries = (entry,)
         self._counter = counter
         self._model_name = model_name or entry.id
         self._timeout_s = timeout_s
         self._retries = retries
         self._quirks = quirks or Quirks()
-        if entry.fixed_sampling:
-            self._quirks = self._quirks.without(SAMPLING_FIELDS)
+        self.become(entry)
         self._sleep = sleep
         self._chance = chance
         self._session: PlainSession | AiohttpSession | None = None
         self._resting: set[asyncio.Task[None]] = set()
-        self._looking = asyncio.Lock()
-        self._looked = float("-inf")
-        self._unready: BackendError | None = None
+        self._lookout = Lookout(self.url, self._headers, facts, learnt or self.become)
 
     @classmethod
     async def open(cls, settings: Settings) -> UpstreamBackend:
         """The endpoint of `model_url`, `model_key` and `model_name`. Raises what `entry_from` raises."""
+        entry, facts = await entry_from(settings)
         return cls(
             settings.model_url,
             key=settings.model_key,
-            entry=await entry_from(settings),
+            entry=entry,
+            facts=facts,
             counter=counter_of(settings.model_tokenizer, "model_tokenizer", settings),
             timeout_s=settings.model_timeout_s,
             retries=settings.model_retries,
@@ -173,29 +168,22 @@ class UpstreamBackend:
         used again. Nobody waits for it, and mostly it has come with the answer's last event."""
         if response.content.at_eof():
             return
-        task = asyncio.create_task(_read_rest(response))
+        self._aside(_read_rest(response))
+
+    def _aside(self, work: Coroutine[Any, Any, None]) -> None:
+        task = asyncio.create_task(work)
         self._resting.add(task)
         task.add_done_callback(self._resting.discard)
 
     async def ready(self) -> None:
-        """Raises BackendUnreachable or BackendAuth as a look at the endpoint found, now or a moment ago. Any
-        other answer shows that it is there: an endpoint need not list its models."""
-        async with self._looking:
-            if time.monotonic() - self._looked >= LOOK_EVERY_S:
-                self._unready = await self._look()
-                self._looked = time.monotonic()
-        if self._unready is not None:
-            raise self._unready
+        """See `Lookout.ready`."""
+        await self._lookout.ready()
 
-    async def _look(self) -> BackendError | None:
-        async with new_session(LOOK_TIMEOUT_S) as session:
-            try:
-                await list_models(session, self.url, self._headers, LOOK_TIMEOUT_S)
-            except (BackendUnreachable, BackendAuth) as error:
-                return error
-            except BackendError:
-                return None
-        return None
+    def become(self, entry: ModelEntry) -> None:
+        """What the endpoint told late of its model."""
+        self._entries = (entry,)
+        if entry.fixed_sampling:
+            self._quirks = self._quirks.without(SAMPLING_FIELDS)
 
     async def count_tokens(self, request: Request) -> int | None:
         """Where its tokenizer is not known here, the endpoint alone can count."""
@@ -225,6 +213,8 @@ class UpstreamBackend:
                 answer = await self._attempt(request, body)
                 if quirks is not known:
                     self._quirks = quirks
+                if self._lookout.has_to_learn and not quirks.one_at_a_time:
+                    self._aside(self._lookout.learn())
                 return answer
             except BackendRefused as refused:
                 learnt = quirks.learn(refused, body)
