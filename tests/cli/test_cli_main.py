@@ -39,7 +39,8 @@ def one_line(capsys: pytest.CaptureFixture[str]) -> str:
     [
         ([], "COMMAND"),
         (["swam"], "invalid choice: 'swam'"),
-        (["doctor", "--jsn"], "--jsn"),
+        (["doctor", "--jsn"], "--jsn; did you mean --json? (see: perilune doctor --help)"),
+        (["keys", "budget", "4", "--budget=1"], "(see: perilune keys budget --help)"),
         (["doctor", "--js"], "--js"),
         (["version", "now"], "now"),
     ],
