@@ -58,7 +58,8 @@ class Settings:
     api_docs: bool = True
     """Serve the OpenAPI document at `/openapi.json` and the reference page at `/docs`, to all who ask."""
     base_url: str = ""
-    """A Perilune server for client commands to talk to, such as `http://127.0.0.1:8642/v1`."""
+    """A Perilune server for client commands (`perilune chat`) to talk to, such as
+    `http://127.0.0.1:8642/v1`."""
     api_key: str = field(default="", repr=False)
     """The key that client commands send to `base_url`."""
     model_url: str = ""

@@ -75,7 +75,7 @@ def hold_length(request: Request, quote: Quote, adjusted: Adjusted) -> None:
 def _too_long(limit: int, wanted: int) -> ContextTooLong:
     return ContextTooLong(
         f"Invalid request: Your request exceeded model token limit: {limit} (requested: {wanted})",
-        mend="shorten the conversation or ask for fewer tokens",
+        mend="shorten the conversation or lower max_tokens",
     )
 
 

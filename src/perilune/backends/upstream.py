@@ -264,7 +264,8 @@ class UpstreamBackend:
         body = await read_capped(response)
         refused = refusal(response, body, self.url)
         if isinstance(refused, BackendRefused) and is_too_long(body):
-            return ContextTooLong(refused.message, mend="shorten the conversation")
+            said = "shorten the conversation" in refused.message  # by a Perilune there
+            return ContextTooLong(refused.message, mend=None if said else "shorten the conversation")
         final = response.headers.get("x-should-retry") == "false"
         final = final or isinstance(refused, BackendOutOfQuota)
         return refused if final or not is_passing(refused) else Passing(refused)
