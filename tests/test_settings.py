@@ -158,6 +158,13 @@ def test_a_relative_path_is_meant_from_the_file(tmp_path: Path, monkeypatch: pyt
     assert settings.backends == ({"name": "a", "tokenizer": str(home / "k26"), "model": "k26"},)
 
 
+def test_a_path_of_nobody_is_named(tmp_path: Path) -> None:
+    (tmp_path / FILE_NAME).write_text('checkpoint = "~nobody-of-that-name/k26"')
+    with pytest.raises(ConfigError, match="write the whole path") as refused:
+        Settings.load(tmp_path, {}, {})
+    assert refused.value.field == "checkpoint"
+
+
 @pytest.mark.parametrize("line", ['prepaid = "yes"', 'port = "8000"', 'activation_usd = "1.5"'])
 def test_numbers_and_yes_or_no_have_no_quotes_in_the_file(tmp_path: Path, line: str) -> None:
     (tmp_path / FILE_NAME).write_text(line)

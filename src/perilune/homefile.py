@@ -37,14 +37,17 @@ def read_settings(path: Path) -> dict[str, Any]:
 
 
 def _resolved(folder: Path, table: dict[str, Any], names: frozenset[str]) -> dict[str, Any]:
-    return {
-        name: str(folder / Path(value).expanduser()) if name in names and _is_text(value) else value
-        for name, value in table.items()
-    }
+    paths = {name: value for name, value in table.items() if name in names and isinstance(value, str)}
+    return table | {name: _whole_path(folder, name, value) for name, value in paths.items() if value}
 
 
-def _is_text(value: object) -> bool:
-    return isinstance(value, str) and value != ""
+def _whole_path(folder: Path, name: str, value: str) -> str:
+    try:
+        return str(folder / Path(value).expanduser())
+    except RuntimeError as error:  # ~NAME
+        raise ConfigError(
+            f"{value!r} is in the home of a user that is not here", field=name, mend="write the whole path"
+        ) from error
 
 
 def save_connection(home: Path, url: str, key: str, name: str, context: int | None = None) -> None:

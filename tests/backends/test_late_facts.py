@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from loopback import GOOD, Endpoint, Heard, error, models
+from loopback import GOOD, Endpoint, Handler, Heard, error, models
 
 from perilune.backends.base import Backend, ModelEntry, complete
 from perilune.backends.choose import open_backend
@@ -31,12 +31,12 @@ class Late:
 
     def __init__(self, **facts: Any) -> None:
         self.up = False
-        self._listing = models("m", **facts) if facts else error(404)
+        self.listing = models("m", **facts) if facts else error(404)
 
     async def __call__(self, heard: Heard, writer: asyncio.StreamWriter) -> None:
         handler = error(503)
         if self.up:
-            handler = GOOD if heard.method == "POST" else self._listing
+            handler = GOOD if heard.method == "POST" else self.listing
         await handler(heard, writer)
 
 
@@ -93,6 +93,27 @@ async def test_an_endpoint_that_lists_nothing_is_asked_once_more_only(
                     await asyncio.sleep(0.01)
             assert [heard.method for heard in endpoint.heard].count("GET") == 2
             assert (await entry_of(backend)).context_length == 262144
+        finally:
+            await backend.close()
+
+
+@pytest.mark.parametrize("early", [error(500), error(429), models()])
+async def test_what_an_endpoint_does_not_list_yet_it_is_asked_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, early: Handler
+) -> None:
+    monkeypatch.setattr("perilune.backends.lookout.LOOK_EVERY_S", 0.0)
+    late = Late(**SMALL)
+    listing, late.listing = late.listing, early
+    async with Endpoint([late]) as endpoint:
+        settings = Settings(home=tmp_path, model_url=endpoint.url, model_name="m", model_retries=0)
+        backend = await open_backend(settings)
+        try:
+            late.up = True
+            await backend.ready()
+            assert (await entry_of(backend)).context_length == 262144
+            late.listing = listing
+            await backend.ready()
+            await is_small(backend)
         finally:
             await backend.close()
 

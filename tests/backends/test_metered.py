@@ -290,6 +290,18 @@ async def test_what_a_leaving_client_got_counts_a_token_a_piece_at_least(account
     assert (row.outcome, row.estimated, row.output) == ("aborted", True, 200)
 
 
+async def test_an_estimate_is_no_more_than_what_was_reserved(accounts: Accounts) -> None:
+    async def letters(request: Request) -> AsyncIterator[Event]:
+        for _ in range(100):
+            yield TextDelta("a")
+        yield Finished("stop", Usage())
+
+    backend = MeteredBackend(Inner(letters), accounts, accounts.local_principal())
+    _, charge = await backend.complete(msgspec.structs.replace(ask(), max_tokens=7))
+    row = only_row(accounts)
+    assert (row.estimated, row.output) == (True, 7) and charge.nano_usd <= row.reserved
+
+
 async def test_exactly_the_calls_that_the_budget_covers_reach_the_model(accounts: Accounts) -> None:
     bound = 50 * 950 + 10 * 4000
     principal = accounts.authenticate(accounts.create_key("small", budget=5 * bound), "chat")

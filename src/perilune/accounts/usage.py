@@ -58,6 +58,8 @@ class Total:
         return Total(self.group, **sums)
 
 
+MONEY = {"charge": "charge_nano_usd", "reserved": "reserved_nano_usd"}
+"""What reports call those columns."""
 COUNTS = tuple(one.name for one in fields(Total) if one.name != "group")
 
 
@@ -119,8 +121,7 @@ def calls_csv(rows: Iterable[UsageRow]) -> str:
     """One line per call, with a header."""
     names = [one.name for one in fields(UsageRow)]
     lines = [[getattr(row, name) for name in names] + [usd(row.charge)] for row in rows]
-    money = {"charge": "charge_nano_usd", "reserved": "reserved_nano_usd"}
-    return _csv([*(money.get(name, name) for name in names), "charge_usd"], lines)
+    return _csv([*(MONEY.get(name, name) for name in names), "charge_usd"], lines)
 
 
 def usd(nano: int) -> str:

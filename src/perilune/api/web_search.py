@@ -137,6 +137,9 @@ class _Searcher:
                         started, arguments = event, []
                         continue
                     yield event
+        except Exception:
+            call.outcome_if_left = "failed"
+            raise
         finally:
             if self._held is not None:
                 await self._accounts.release_search(self._held)

@@ -22,6 +22,7 @@ from perilune.backends.endpoint import (
     refusal,
     web_page,
 )
+from perilune.backends.retries import is_passing
 from perilune.errors import BackendAuth, BackendError, BackendProtocol, BackendUnreachable, ConfigError
 from perilune.settings import Settings
 
@@ -72,7 +73,7 @@ async def entry_from(settings: Settings, of: str = "the model endpoint") -> tupl
     """The model of `model_url` and `model_name`; `of` names the endpoint in the log. The endpoint is asked
     what it is; one that does not tell is taken as the settings say (with a warning where it is down or
     refuses the key, or does not list the model), but without a name it must list exactly one model. For one
-    that is down, or refuses the key, also what reads its list when it is there.
+    that may list it later, also what reads that list.
 
     Raises ConfigError; BackendError where there is no name."""
     url, headers = base_url(settings.model_url), auth_headers(settings.model_key)
@@ -84,13 +85,14 @@ async def entry_from(settings: Settings, of: str = "the model endpoint") -> tupl
                 raise
             if isinstance(error, BackendUnreachable | BackendAuth):
                 log.warning("calls to %s will fail for now: %s", of, error.message)
-                return upstream_entry(settings, settings.model_name, {}), partial(_told, settings)
-            items = []
+            tells_later = is_passing(error) or isinstance(error, BackendAuth)
+            guess = upstream_entry(settings, settings.model_name, {})
+            return guess, partial(_told, settings) if tells_later else None
     name = settings.model_name or choose_model(url, "", items)
     item = next((item for item in items if item["id"] == name), {})
     if items and not item:
         log.warning("%s does not list the model %s and may refuse it (it lists: %s)", of, name, _names(items))
-    return upstream_entry(settings, name, item), None
+    return upstream_entry(settings, name, item), None if items else partial(_told, settings)
 
 
 def _told(settings: Settings, items: list[dict[str, Any]]) -> ModelEntry | None:

@@ -6,10 +6,12 @@ import asyncio
 import logging
 import time
 from collections.abc import Callable
+from typing import Any
 
 from perilune.backends.base import ModelEntry
 from perilune.backends.endpoint import new_session
 from perilune.backends.listing import Facts, list_models
+from perilune.backends.retries import is_passing
 from perilune.errors import BackendAuth, BackendError, BackendUnreachable
 
 log = logging.getLogger(__name__)
@@ -61,10 +63,16 @@ class Lookout:
                 items = await list_models(session, self._url, self._headers, LOOK_TIMEOUT_S)
             except (BackendUnreachable, BackendAuth) as error:
                 return error
-            except BackendError:  # it is there, and lists nothing
-                items = []
+            except BackendError as error:  # it is there
+                if not is_passing(error):
+                    self._facts = None
+                return None
+        if items:  # one that is still loading may list none
+            self._learn_from(items)
+        return None
+
+    def _learn_from(self, items: list[dict[str, Any]]) -> None:
         facts, self._facts = self._facts, None
         if facts is not None and (entry := facts(items)) is not None:
             log.info("%s tells what its model is: %d tokens of context", self._url, entry.context_length)
             self._learnt(entry)
-        return None

@@ -179,6 +179,8 @@ class MeteredCall:
         """Known from the first event on."""
         self.charge: Charge | None = None
         """Known when `Finished` arrives, and after a failed or abandoned call too."""
+        self.outcome_if_left: Outcome = "aborted"
+        """What it is to be called when it is closed before its end: `failed` where that is for an error."""
         self._backend = backend
         self._request = request
         self._whole = whole
@@ -234,6 +236,7 @@ class MeteredCall:
             if self.charge is None:
                 raise BackendInterrupted("the model's stream ended before it was complete", mend="try again")
         except (GeneratorExit, asyncio.CancelledError):
+            outcome = self.outcome_if_left
             raise
         except BaseException:
             outcome = "failed"
@@ -246,7 +249,7 @@ class MeteredCall:
         """No prompt is empty: counts that say so, or that no model can reach, are not taken as counts."""
         told = 0 < event.usage.prompt_tokens <= MOST_TOKENS
         told = told and 0 <= event.usage.completion_tokens <= MOST_TOKENS
-        usage = event.usage if told else self._estimate(quote)
+        usage = event.usage if told else self._estimate(reservation, quote)
         self.charge = await self._backend._settle(reservation, usage, "finished", not told)
         return event if told else Finished(event.reason, usage)
 
@@ -257,12 +260,15 @@ class MeteredCall:
         if outcome == "failed" and (self._whole or not self._last):
             self.charge = await self._backend._settle(reservation, Usage(), outcome, False)
             return
-        self.charge = await self._backend._settle(reservation, self._estimate(quote), outcome, True)
+        self.charge = await self._backend._settle(
+            reservation, self._estimate(reservation, quote), outcome, True
+        )
 
-    def _estimate(self, quote: Quote) -> Usage:
-        """No engine sends less than a token in one piece; where a piece holds many, its bytes tell more."""
+    def _estimate(self, reservation: Reservation, quote: Quote) -> Usage:
+        """No engine sends less than a token in one piece; where a piece holds many, its bytes tell more. What
+        comes by letters, or is longer than was asked for, costs no more than was reserved."""
         self._take_sizes()
-        made = max(self._pieces, tokens_of(self._bytes))
+        made = min(max(self._pieces, tokens_of(self._bytes)), reservation.max_tokens)
         return Usage(prompt_tokens=quote.prompt_estimate, completion_tokens=made)
 
     def _take_sizes(self) -> None:

@@ -211,8 +211,8 @@ class UpstreamBackend:
             body = quirks.body(request, self._model_name)
             try:
                 answer = await self._attempt(request, body)
-                if quirks is not known:
-                    self._quirks = quirks
+                if quirks is not known:  # with what `become` may have added meanwhile
+                    self._quirks = quirks.without(self._quirks.omit)
                 if self._lookout.has_to_learn and not quirks.one_at_a_time:
                     self._aside(self._lookout.learn())
                 return answer

@@ -80,7 +80,7 @@ def usage(given: argparse.Namespace) -> int:
     with open_desk(load_settings(given), must_exist=True) as desk:
         if given.calls:
             return _print_calls(desk, given)
-        by = [axis.strip() for axis in (given.by or BY).split(",") if axis.strip()]
+        by = [axis.strip() for axis in (BY if given.by is None else given.by).split(",") if axis.strip()]
         found = _totals(desk, by, given)
     if given.csv:
         sys.stdout.write(totals_csv(found, by))
@@ -119,16 +119,16 @@ def _print_calls(desk: Desk, given: argparse.Namespace) -> int:
     import msgspec
 
     from perilune.accounts.rows import UsageRow
-    from perilune.accounts.usage import calls_csv
+    from perilune.accounts.usage import MONEY, calls_csv
 
-    if given.by:
+    if given.by is not None:
         raise InputError("are not added up", field="--calls", mend="leave --by out")
     first = True
     for found in pages(desk, "ledger/calls", "request_id", **_period(given)):
         page = msgspec.convert(found, list[UsageRow])
         if given.json:
             for one in found:  # a line each: a list would have to end before it can be read
-                print(json.dumps(one))
+                print(json.dumps({MONEY.get(name, name): value for name, value in one.items()}))
         elif given.csv:
             text = calls_csv(page)
             sys.stdout.write(text if first else text.partition("\n")[2])
