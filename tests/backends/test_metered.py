@@ -290,6 +290,16 @@ async def test_what_a_leaving_client_got_counts_a_token_a_piece_at_least(account
     assert (row.outcome, row.estimated, row.output) == ("aborted", True, 200)
 
 
+async def test_who_closes_a_call_for_an_error_says_so(accounts: Accounts) -> None:
+    call = MeteredBackend(Inner(endless), accounts, accounts.local_principal()).call(ask(), whole=True)
+    with pytest.raises(ZeroDivisionError):
+        async with aclosing(call):
+            async for _ in call:
+                call.outcome_if_left = "failed"
+                raise ZeroDivisionError
+    assert (only_row(accounts).outcome, only_row(accounts).charge) == ("failed", 0)
+
+
 async def test_an_estimate_is_no_more_than_what_was_reserved(accounts: Accounts) -> None:
     async def letters(request: Request) -> AsyncIterator[Event]:
         for _ in range(100):
